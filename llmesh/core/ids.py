@@ -1,0 +1,45 @@
+"""The names of things: peers, models, requests."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from llmesh.errors import ValidationFailed
+
+__all__ = ["ModelId", "PeerId", "RequestId", "model_id", "peer_id", "request_id"]
+
+PeerId = NewType("PeerId", str)
+"""A libp2p peer id in base58; it contains the Ed25519 public key of the node it names."""
+
+ModelId = NewType("ModelId", str)
+"""64 hex digits: SHA-256 over the sorted (path, size, SHA-256) of a bundle's files."""
+
+RequestId = NewType("RequestId", str)
+"""32 hex digits, random, made by whoever asks."""
+
+_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+_HEX32 = re.compile(r"[0-9a-f]{32}\Z")
+# 12D3KooW... : the identity multihash of an Ed25519 public key is always 52 base58 digits.
+_PEER = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\Z")
+
+
+def peer_id(text: str) -> PeerId:
+    """Check the shape of a peer id.  Raises ValidationFailed."""
+    if not _PEER.match(text):
+        raise ValidationFailed(f"{text[:80]!r} is not the peer id of an Ed25519 key (12D3KooW...).")
+    return PeerId(text)
+
+
+def model_id(text: str) -> ModelId:
+    """Check the shape of a model id.  Raises ValidationFailed."""
+    if not _HEX64.match(text):
+        raise ValidationFailed(f"{text[:80]!r} is not a model id (64 hex digits).")
+    return ModelId(text)
+
+
+def request_id(text: str) -> RequestId:
+    """Check the shape of a request id.  Raises ValidationFailed."""
+    if not _HEX32.match(text):
+        raise ValidationFailed(f"{text[:80]!r} is not a request id (32 hex digits).")
+    return RequestId(text)
