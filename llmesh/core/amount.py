@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Self
 
 from llmesh.errors import ValidationFailed
@@ -12,6 +12,8 @@ __all__ = ["MICRO", "Amount"]
 
 MICRO = 1_000_000
 _LIMIT = 1 << 128
+# Wide enough for every amount; what it cannot hold exactly is an error, never rounded.
+_EXACT = Context(prec=45, Emin=-45, Emax=45, traps=[Inexact, InvalidOperation])
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -22,10 +24,12 @@ class Amount:
 
     def __post_init__(self) -> None:
         if not 0 <= self.micro < _LIMIT:
-            raise ValidationFailed(f"An amount must lie between 0 and 2**128 - 1 micro-MESH, not {self.micro}.")
+            raise ValidationFailed(
+                f"An amount must lie between 0 and 2**128 - 1 micro-MESH, not {self.micro}."
+            )
 
     @classmethod
-    def parse(cls, mesh: str | int | float | Decimal | Amount) -> Self:
+    def parse(cls, mesh: str | float | Decimal | Amount) -> Self:
         """The amount written as MESH: `0.1` becomes exactly 100 000 micro-MESH.
 
         A float means the decimal it prints as.  Raises ValidationFailed for what is not a number,
@@ -61,20 +65,16 @@ class Amount:
 
 def _whole_micro(mesh: str | int | float | Decimal) -> int:
     try:
-        number = Decimal(repr(mesh) if isinstance(mesh, float) else mesh)
+        number = _EXACT.create_decimal(repr(mesh) if isinstance(mesh, float) else mesh)
+        micro = _EXACT.to_integral_exact(_EXACT.multiply(number, Decimal(MICRO)))
+    except Inexact:
+        raise ValidationFailed(
+            "An amount of MESH has at most six decimals and 33 digits before them."
+        ) from None
     except InvalidOperation:
-        raise ValidationFailed(f"An amount of MESH must be a decimal number, not {mesh!r}.") from None
-    if not number.is_finite() or number < 0:
+        raise ValidationFailed(
+            f"An amount of MESH must be a decimal number, not {str(mesh)[:40]!r}."
+        ) from None
+    if not micro.is_finite() or micro < 0:
         raise ValidationFailed(f"An amount of MESH must be zero or more, not {mesh}.")
-    if number.adjusted() > 32:
-        raise ValidationFailed(f"An amount of MESH must be below 2**128 micro-MESH, not {mesh}.")
-    _, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int)
-    value = int("".join(map(str, digits)))
-    shift = exponent + 6
-    if shift >= 0:
-        return value * 10**shift
-    whole, rest = divmod(value, 10**-shift) if -shift <= len(digits) else (0, value)
-    if rest:
-        raise ValidationFailed(f"An amount has at most six decimals, not {mesh}.")
-    return whole
+    return int(micro)

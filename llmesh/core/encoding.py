@@ -11,7 +11,7 @@ from llmesh.errors import ValidationFailed
 
 __all__ = ["DTYPES", "Json", "Tensor", "Value", "canonical_json", "parse_canonical_json"]
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 DTYPES = {
     "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4,
@@ -31,9 +31,13 @@ class Tensor:
     def __post_init__(self) -> None:
         size = DTYPES.get(self.dtype)
         if size is None:
-            raise ValidationFailed(f"A tensor's dtype must be one of {', '.join(DTYPES)}, not {self.dtype[:40]!r}.")
+            raise ValidationFailed(
+                f"A tensor's dtype must be one of {', '.join(DTYPES)}, not {self.dtype[:40]!r}."
+            )
         if len(self.shape) > 16 or any(n < 0 for n in self.shape):
-            raise ValidationFailed(f"A tensor's shape must be at most 16 lengths of 0 or more, not {self.shape[:17]}.")
+            raise ValidationFailed(
+                f"A tensor's shape must be at most 16 lengths of 0 or more, not {self.shape[:17]}."
+            )
         if math.prod(self.shape) * size != len(self.data):
             raise ValidationFailed(
                 f"A {self.dtype} tensor of shape {list(self.shape)} takes {math.prod(self.shape) * size} bytes,"

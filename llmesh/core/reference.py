@@ -27,7 +27,9 @@ def model_name(text: str) -> str:
 def model_version(text: str) -> str:
     """Check a version label such as `1.0.0`."""
     if not _VERSION.match(text):
-        raise ValidationFailed(f"{text[:80]!r} is not a version: 1 to 64 letters, digits and any of . _ + - are.")
+        raise ValidationFailed(
+            f"{text[:80]!r} is not a version: 1 to 64 letters, digits and any of . _ + - are."
+        )
     return text
 
 
