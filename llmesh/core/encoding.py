@@ -35,13 +35,11 @@ class Tensor:
                 f"A tensor's dtype must be one of {', '.join(DTYPES)}, not {self.dtype[:40]!r}."
             )
         if len(self.shape) > 16 or any(n < 0 for n in self.shape):
+            raise ValidationFailed("A tensor's shape must be at most 16 lengths, each 0 or more.")
+        wanted = math.prod(self.shape) * size
+        if wanted != len(self.data):
             raise ValidationFailed(
-                f"A tensor's shape must be at most 16 lengths of 0 or more, not {self.shape[:17]}."
-            )
-        if math.prod(self.shape) * size != len(self.data):
-            raise ValidationFailed(
-                f"A {self.dtype} tensor of shape {list(self.shape)} takes {math.prod(self.shape) * size} bytes,"
-                f" not {len(self.data)}."
+                f"A {self.dtype} tensor of shape {list(self.shape)} takes {wanted} bytes, not {len(self.data)}."
             )
 
 
