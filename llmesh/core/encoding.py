@@ -39,7 +39,8 @@ class Tensor:
         wanted = math.prod(self.shape) * size
         if wanted != len(self.data):
             raise ValidationFailed(
-                f"A {self.dtype} tensor of shape {list(self.shape)} takes {wanted} bytes, not {len(self.data)}."
+                f"A {self.dtype} tensor of shape {list(self.shape)} takes {wanted} bytes,"
+                f" not {len(self.data)}."
             )
 
 
