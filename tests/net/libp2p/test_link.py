@@ -20,8 +20,8 @@ LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 @asynccontextmanager
 async def pair(accept: Callable[[Link], Awaitable[None]]) -> AsyncIterator[tuple[Libp2pHost, Libp2pHost]]:
     async with (
-        open_libp2p_host(b"a" * 32, listen=LOOPBACK) as here,
-        open_libp2p_host(b"b" * 32, listen=LOOPBACK) as there,
+        open_libp2p_host(b"a" * 32, listen=LOOPBACK, judge=lambda _: None) as here,
+        open_libp2p_host(b"b" * 32, listen=LOOPBACK, judge=lambda _: None) as there,
     ):
         there.serve(accept)
         yield here, there
