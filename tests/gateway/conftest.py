@@ -41,10 +41,12 @@ async def label(request: InferenceRequest) -> Result:
 class FakeRouter:
     answer: Callable[[InferenceRequest], Awaitable[Result]] = label
     requests: list[InferenceRequest] = field(default_factory=list)
+    entered: trio.Event = field(default_factory=trio.Event)
     cancelled: trio.Event = field(default_factory=trio.Event)
 
     async def infer(self, request: InferenceRequest) -> Result:
         self.requests.append(request)
+        self.entered.set()
         try:
             return await self.answer(request)
         except trio.Cancelled:

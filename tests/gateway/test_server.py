@@ -62,8 +62,7 @@ async def test_a_client_that_hangs_up_cancels_its_inference(port: int, router) -
     router.answer = forever
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(post(BODY))
-        while not router.requests:
-            await trio.sleep(0.01)
+        await router.entered.wait()
         assert not router.cancelled.is_set()
     with trio.fail_after(2):
         await router.cancelled.wait()
@@ -105,11 +104,10 @@ async def test_garbage_is_refused(port: int) -> None:
 
 
 async def test_stopping_lets_a_running_request_finish(app: QuartTrio, router) -> None:
-    entered, stop = trio.Event(), trio.Event()
+    stop = trio.Event()
     answer = router.answer
 
     async def slow(request: InferenceRequest) -> Result:
-        entered.set()
         await trio.sleep(0.3)
         return await answer(request)
 
@@ -118,7 +116,7 @@ async def test_stopping_lets_a_running_request_finish(app: QuartTrio, router) ->
         url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
         async with await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1])) as stream:
             await stream.send_all(post(BODY))
-            await entered.wait()
+            await router.entered.wait()
             stop.set()
             assert (await read_answer(stream))[0] == 200
 
@@ -131,8 +129,7 @@ async def test_stopping_does_not_wait_for_ever(app: QuartTrio, router) -> None:
             url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
             stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
             await stream.send_all(post(BODY))
-            while not router.requests:
-                await trio.sleep(0.01)
+            await router.entered.wait()
             stop.set()
     assert router.cancelled.is_set()
     await stream.aclose()
