@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import parse_qsl
 
@@ -52,11 +51,8 @@ _FORMATS = {
 
 _Mesh = Annotated[Raw, Meta(description="MESH", extra_json_schema={"type": "number", "minimum": 0})]
 _MaxFee = Annotated[
-    Decimal,
-    Meta(
-        description="The most one inference may cost, in MESH; a number or its decimal text.",
-        extra_json_schema={"type": ["number", "string"]},
-    ),
+    int | float | str,
+    Meta(description="The most one inference may cost, in MESH; a number or its decimal text."),
 ]
 _Text = Annotated[str, Meta(min_length=1)]
 _Named = Annotated[
@@ -255,7 +251,7 @@ def problem(error: MeshError, status: int, request_id: str) -> Problem:
     )
 
 
-def _limit(max_fee: Decimal | None) -> Amount | None:
+def _limit(max_fee: float | str | None) -> Amount | None:
     try:
         return None if max_fee is None else Amount.parse(max_fee)
     except ValidationFailed as error:

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from quart.typing import TestClientProtocol
 from quart_trio import QuartTrio
+from quart_trio.testing import TrioClient
 
 from llmesh.core.amount import Amount
-from llmesh.core.announcement import Offer
+from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest, Result, Usage
 from llmesh.core.model import Card
 from llmesh.gateway.app import GatewaySettings, create_app
-from llmesh.gateway.models import Listing
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
 
@@ -54,19 +53,20 @@ class FakeRouter:
             raise
 
 
-def offer(name: str, fee: str) -> Listing:
+def offer(name: str, fee: str) -> tuple[Offer, Announcement]:
     card = Card(name, version="1.0.0", description="Tells feelings.", licence="Apache-2.0")
-    return Listing(
-        Offer(MODEL_ID, card, "text-classification", Amount.parse(fee)), PROVIDER, Amount.parse(1000)
-    )
+    made = Offer(MODEL_ID, card, "text-classification", Amount.parse(fee))
+    return made, Announcement(PROVIDER, 1, (), (made,), Amount.parse(1000), 0, 1)
 
 
 class FakeCatalogue:
     offers = (offer("sentiment-analyzer", "0.1"), offer("gpt-mini", "2"), offer("sentiment-xl", "0.5"))
 
-    async def search(self, name: str, max_fee: Amount | None, limit: int) -> Sequence[Listing]:
-        found = [o for o in self.offers if name in o.offer.card.name]
-        return [o for o in found if max_fee is None or o.offer.fee <= max_fee][:limit]
+    async def search(
+        self, part: str, max_fee: Amount | None, limit: int
+    ) -> Sequence[tuple[Offer, Announcement]]:
+        found = [pair for pair in self.offers if part in pair[0].card.name]
+        return [pair for pair in found if max_fee is None or pair[0].fee <= max_fee][:limit]
 
 
 class FakeNode:
@@ -102,7 +102,7 @@ def app(router: FakeRouter, node: FakeNode) -> QuartTrio:
 
 
 @pytest.fixture
-def client(app: QuartTrio) -> TestClientProtocol:
+def client(app: QuartTrio) -> TrioClient:
     return app.test_client()
 
 

@@ -11,12 +11,11 @@ import pytest
 import trio
 
 from llmesh.core.amount import Amount
-from llmesh.core.announcement import Offer
+from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest, Result, Usage
 from llmesh.core.model import Card
 from llmesh.gateway.app import create_app
-from llmesh.gateway.models import Listing
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
 
@@ -49,11 +48,14 @@ class FakeMesh:
             self.cancelled.set()
             raise
 
-    async def search(self, name: str, max_fee: Amount | None, limit: int) -> Sequence[Listing]:
+    async def search(
+        self, part: str, max_fee: Amount | None, limit: int
+    ) -> Sequence[tuple[Offer, Announcement]]:
         card = Card("sentiment-analyzer", "1.0.0", "Tells feelings.", "Apache-2.0")
         offer = Offer(MODEL_ID, card, "text-classification", Amount.parse("0.1"))
-        matches = name in card.name and (max_fee is None or offer.fee <= max_fee)
-        return [Listing(offer, PROVIDER, Amount.parse(1000))] * limit if matches else []
+        announcement = Announcement(PROVIDER, 1, (), (offer,), Amount.parse(1000), 0, 1)
+        matches = part in card.name and (max_fee is None or offer.fee <= max_fee)
+        return [(offer, announcement)] * limit if matches else []
 
     async def status(self) -> NodeStatus:
         return NodeStatus(PROVIDER, "1.0.0", 42, 3, Amount.parse(5000), Amount.parse("123.45"))
