@@ -267,6 +267,12 @@ class MemoryHost:
         await trio.lowlevel.checkpoint()
         raise NodeUnreachable(f"{peer} does not answer at {', '.join(addresses) or 'any address'}.")
 
+    async def reaches(self, peer: PeerId, address: str) -> bool:
+        """See `Host`."""
+        await trio.sleep(2 * self._network.travel())
+        host = self._network.at(address)
+        return host is not None and host.peer_id == peer and self._network.passes(self.peer_id, peer)
+
     async def hang_up(self, peer: PeerId) -> None:
         """See `Host`."""
         for link in [link for link in self.links if link.peer_id == peer]:

@@ -24,6 +24,7 @@ __all__ = ["Dialer"]
 # One address may take this long; the next one starts earlier.
 DIAL_SECONDS = 3.0
 HEAD_START_SECONDS = 0.25
+CLOSE_SECONDS = 1.0
 
 
 class Dialer:
@@ -60,6 +61,20 @@ class Dialer:
         if not race.won:
             why = "; ".join(race.failures) or "no usable address is known"
             raise NodeUnreachable(f"Peer {peer} cannot be reached: {why}.", peer_id=peer)
+
+    async def reaches(self, peer: PeerId, address: str) -> bool:
+        """Whether a connection of its own to the address ends at the peer; closed before returning."""
+        for usable in well_formed([address]):
+            try:
+                with trio.fail_after(DIAL_SECONDS):
+                    connection = await self._swarm.dial_addr(Multiaddr(usable), ID.from_string(peer))
+            except (trio.TooSlowError, BaseLibp2pError):
+                return False
+            with trio.move_on_after(CLOSE_SECONDS) as cleanup:
+                cleanup.shield = True
+                await connection.close()
+            return True
+        return False
 
 
 class _Race:

@@ -81,6 +81,10 @@ class Libp2pHost:
             await self._dialer.connect(peer, addresses)
             return await self._open(peer)
 
+    async def reaches(self, peer: PeerId, address: str) -> bool:
+        """Whether a new connection to the address ends at the peer; it is closed again at once."""
+        return await self._dialer.reaches(peer, address)
+
     async def hang_up(self, peer: PeerId) -> None:
         """Close every connection with the peer; at most a second."""
         with trio.move_on_after(CLOSE_SECONDS) as cleanup:
@@ -133,6 +137,8 @@ async def _running(host: BasicHost, swarm: Swarm, wanted: Sequence[Multiaddr]) -
     """Listen, and say goodbye at the end: leaving `run` alone keeps the peers' sockets open."""
     unheard = None
     async with host.run(wanted):
+        # It would dial whoever it knows until half of all connections are in use.
+        await swarm.auto_connector.stop()
         try:
             unheard = _not_listening(swarm, wanted)
             if unheard is None:
