@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
-from quart import Response, request
+from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
 
 from llmesh.errors import (
@@ -25,7 +25,7 @@ from llmesh.gateway.inference import Router, post_inference
 from llmesh.gateway.models import Catalogue, get_models
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.problems import answer_to
-from llmesh.gateway.request import Request
+from llmesh.gateway.request import Request, new_request_id
 from llmesh.gateway.schema import (
     HealthBody,
     InferenceBody,
@@ -114,7 +114,8 @@ async def _check(guard: Guard) -> None:
 
 
 async def _fail(error: Exception) -> Response:
-    return answer_to(error, _current().id)
+    # A WebSocket handshake ends here too, outside any request: no route takes one.
+    return answer_to(error, _current().id if has_request_context() else new_request_id())
 
 
 async def _stamp(response: Response) -> Response:

@@ -10,7 +10,12 @@ from werkzeug.exceptions import UnsupportedMediaType
 
 from llmesh.core.ids import RequestId
 
-__all__ = ["Request"]
+__all__ = ["Request", "new_request_id"]
+
+
+def new_request_id() -> RequestId:
+    """A name that no other request has."""
+    return RequestId(secrets.token_hex(16))
 
 
 class Request(TrioRequest):
@@ -19,7 +24,7 @@ class Request(TrioRequest):
     @cached_property
     def id(self) -> RequestId:
         """Names this request in answers, errors, logs and on the mesh."""
-        return RequestId(secrets.token_hex(16))
+        return new_request_id()
 
     async def json_bytes(self) -> bytes:
         """The body, unparsed.

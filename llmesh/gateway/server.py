@@ -20,6 +20,9 @@ KEEP_ALIVE = 30.0
 """Seconds a connection may take to send the next request's head; clients should give up sooner."""
 _BACKLOG = 256
 
+_log = logging.getLogger(__name__)
+_log.setLevel(logging.WARNING)  # the node itself tells where it listens
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes any free one.  Raises OSError where that cannot be had."""
@@ -53,7 +56,7 @@ async def serve(
     url = _url(listener)
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = logging.getLogger(__name__)
+    config.errorlog = _log
     config.include_server_header = False
     config.graceful_timeout = GRACE
     config.keep_alive_timeout = KEEP_ALIVE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from random import Random
 
 import pytest
 import trio
@@ -101,6 +102,34 @@ async def test_garbage_is_refused(port: int) -> None:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"\x16\x03\x01 no HTTP at all\r\n\r\n")
         assert (await receive(stream)).startswith(b"HTTP/1.1 400")
+
+
+async def test_clients_that_come_and_go_leave_no_trace(port: int, caplog, router) -> None:
+    random = Random(7)
+    request = post(BODY)
+
+    async def visit() -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(request[: random.randrange(1, len(request) + 20)])
+            await trio.sleep(random.random() / 100)
+
+    for _ in range(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(visit)
+    assert router.requests
+    assert not caplog.records
+
+
+async def test_a_websocket_is_refused_quietly(port: int, caplog) -> None:
+    handshake = (
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(handshake)
+        assert (await receive(stream)).startswith(b"HTTP/1.1 404")
+    assert not caplog.records
 
 
 async def test_stopping_lets_a_running_request_finish(app: QuartTrio, router) -> None:

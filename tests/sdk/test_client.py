@@ -23,6 +23,7 @@ from llmesh.errors import (
     NetworkError,
     NodeUnreachable,
     RequestTimeout,
+    TooLarge,
     ValidationFailed,
     error_from_code,
 )
@@ -346,6 +347,12 @@ def test_arrays_become_lists(mesh) -> None:
 def test_bad_arguments_are_named(mesh, options: dict[str, Any]) -> None:
     with pytest.raises(ValidationFailed):
         asyncio.run(MeshClientCall(mesh.url, **options)())
+    assert not mesh.requests
+
+
+def test_too_large_an_input_is_told_although_its_sender_is_still_sending(mesh, run) -> None:
+    with pytest.raises(TooLarge):
+        run(MeshClientCall(mesh.url, input_data="x" * (40 << 20)))
     assert not mesh.requests
 
 
