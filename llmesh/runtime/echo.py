@@ -42,7 +42,7 @@ class EchoRuntime:
 
     async def unload(self, model: ModelId) -> None:
         """Running inference on it fails with ModelFailed before its next chunk."""
-        if unloaded := self._models.pop(model, None):
+        if (unloaded := self._models.pop(model, None)) is not None:
             unloaded.set()
 
     @asynccontextmanager
