@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from random import Random
 from typing import TypeAlias
 
 from llmesh.core.amount import Amount
@@ -123,11 +122,11 @@ def rank(
     candidates: Iterable[Candidate],
     measured: Callable[[Candidate], Measured],
     sort: Sort,
-    rng: Random,
+    rng: Callable[[], float],
 ) -> list[Candidate]:
-    """The candidates, best first; `rng` spreads the load over those that are about equal."""
+    """The candidates, best first; `rng` (0 to 1) spreads the load over those that are about equal."""
     order = _SORTS[sort]
-    return sorted(candidates, key=lambda c: (*order(c, measured(c)), rng.random()))
+    return sorted(candidates, key=lambda c: (*order(c, measured(c)), rng()))
 
 
 def _wanted(candidate: Candidate, wishes: Wishes, own: PeerId) -> bool:

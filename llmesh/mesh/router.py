@@ -199,7 +199,7 @@ class Router:
         if not known:
             raise ModelNotFound(f"No valid offer of {request.model} is known, here or to the peers asked.")
         wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
-        ranked = rank(wanted, self._reputation.measured, wishes.sort, self._random)
+        ranked = rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
         return ranked[: self._settings.attempts]
 
     def _known(self, ref: ModelRef) -> list[Candidate]:

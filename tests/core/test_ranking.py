@@ -94,7 +94,7 @@ FEES = {"cheap": 1, "quick": 3, "broad": 2}
 )
 def test_the_wish_decides_the_order(sort: Sort, order: list[str]) -> None:
     known = [candidate(name, fee) for name, fee in FEES.items()]
-    assert names(rank(known, lambda c: MEASURED[c.peer_id], sort, Random(1))) == order
+    assert names(rank(known, lambda c: MEASURED[c.peer_id], sort, Random(1).random)) == order
 
 
 @pytest.mark.parametrize("sort", Sort)
@@ -113,7 +113,7 @@ def test_load_and_own_attempts_make_a_peer_slower() -> None:
         "asked": Measured(latency=1.0, under_way=8),
     }
     known = [candidate(name) for name in ("asked", "full", "idle")]
-    assert names(rank(known, lambda c: measured[c.peer_id], Sort.PRICE, Random(1))) == [
+    assert names(rank(known, lambda c: measured[c.peer_id], Sort.PRICE, Random(1).random)) == [
         "idle",
         "full",
         "asked",
@@ -123,7 +123,7 @@ def test_load_and_own_attempts_make_a_peer_slower() -> None:
 def test_equals_share_the_load() -> None:
     known = [candidate("p"), candidate("q")]
     near = {"p": Measured(latency=0.101), "q": Measured(latency=0.11)}
-    rng = Random(7)
+    rng = Random(7).random
     firsts = Counter(rank(known, lambda c: near[c.peer_id], Sort.PRICE, rng)[0].peer_id for _ in range(400))
     assert min(firsts.values()) > 120
 
@@ -135,5 +135,5 @@ def test_equals_share_the_load() -> None:
 def test_nobody_is_lost(peers: list[tuple[int, float, float, float]], sort: Sort) -> None:
     known = [candidate(str(n), fee) for n, (fee, _, _, _) in enumerate(peers)]
     data = {str(n): Measured(latency=w, throughput=t, load=load) for n, (_, w, t, load) in enumerate(peers)}
-    ranked = rank(known, lambda c: data[c.peer_id], sort, Random(0))
+    ranked = rank(known, lambda c: data[c.peer_id], sort, Random(0).random)
     assert sorted(names(ranked)) == sorted(names(known))
