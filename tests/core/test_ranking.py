@@ -101,7 +101,10 @@ def test_the_wish_decides_the_order(sort: Sort, order: list[str]) -> None:
 def test_trust_comes_before_every_wish(sort: Sort) -> None:
     known = [candidate(trust.name, 10 - trust) for trust in reversed(Trust)]
     ranked = rank(
-        known, lambda c: Measured(trust=Trust[c.peer_id], latency=9.0 - Trust[c.peer_id]), sort, Random(1)
+        known,
+        lambda c: Measured(trust=Trust[c.peer_id], latency=9.0 - Trust[c.peer_id]),
+        sort,
+        Random(1).random,
     )
     assert names(ranked) == ["GOOD", "FAILING", "DOWN", "DISGRACED"]
 
