@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from ipaddress import ip_address, ip_network
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TypeVar
 
 from llmesh.core.amount import Amount
@@ -143,6 +143,11 @@ class Directory:
         entry = self._entries.get(peer)
         return entry.record if entry is not None and entry.announcement.expires_at > now else None
 
+    def held(self, peer: PeerId) -> SignedAnnouncement | None:
+        """The newest announcement of the peer that we hold, valid or not."""
+        entry = self._entries.get(peer)
+        return entry.record if entry is not None else None
+
     def lookup(self, ref: ModelRef, now: float) -> list[tuple[Offer, Announcement]]:
         """Every valid offer that the reference names; what it returns counts as in use for a while."""
         peers = self._by_model.get(ref.id, ()) if ref.id else self._by_name.get(ref.name.casefold(), ())
@@ -152,18 +157,21 @@ class Directory:
         return found
 
     def search(
-        self, part: str, max_fee: Amount | None, limit: int, now: float
+        self, part: str, max_fee: Amount | None, limit: int, now: float, model: ModelId | None = None
     ) -> list[tuple[Offer, Announcement]]:
         """Valid offers whose name contains `part`, whatever the case, for at most `max_fee`.
 
-        Those of exactly that name come first, then by name, fee, more stake.
+        Those of exactly that name come first, then by name, fee, more stake; `model` asks for one.
         """
         wanted = part.casefold()
-        peers = {peer for name, peers in self._by_name.items() if wanted in name for peer in peers}
+        named = (peers for name, peers in self._by_name.items() if wanted in name)
+        peers = set(chain.from_iterable(named)) if model is None else self._by_model.get(model, set())
         found = [
             (offer, announcement)
             for offer, announcement in self._pairs(peers, now)
-            if wanted in offer.card.name.casefold() and (max_fee is None or offer.fee <= max_fee)
+            if wanted in offer.card.name.casefold()
+            and model in (None, offer.model_id)
+            and (max_fee is None or offer.fee <= max_fee)
         ]
         return sorted(found, key=lambda pair: _search_order(wanted, *pair))[:limit]
 
