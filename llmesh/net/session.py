@@ -131,7 +131,8 @@ class Session:
                         self._nursery.start_soon(self._until_over, task)
         finally:
             self._end("this node stopped it")
-            with trio.move_on_after(CLOSING, shield=True):
+            with trio.move_on_after(CLOSING) as closing:
+                closing.shield = True
                 await self._link.aclose()
 
     def close(self) -> None:
@@ -152,7 +153,7 @@ class Session:
         frame = Open(call.id, call.protocol, _milliseconds(call.timeout), first, more)
         self._sender.add(call.id, frame, len(first) + OVERHEAD)
         if more:
-            await call.send(message[FIRST_PAYLOAD:])
+            await call.send_from(message, FIRST_PAYLOAD)
 
     def leave(self, call: Call) -> None:
         """The opener is done with the call; for `call` only."""
@@ -247,6 +248,7 @@ class Session:
         return known
 
     def _opened(self, frame: Open) -> None:
+        self._read_of_session(frame.payload)
         if self._ours(frame.call) or frame.call <= self._last_id:
             raise ValidationFailed(f"Call {frame.call} cannot be opened by the peer now.")
         self._last_id = frame.call
