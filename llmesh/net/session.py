@@ -191,12 +191,14 @@ class Session:
         if not self._greeted.is_set():
             raise NetworkError(f"The peer said no hello in {GREETING:.0f} s.")
         self._ping()
-        while (silence := trio.current_time() - self._heard) < DEAD_AFTER:
-            if silence < PING_AFTER:
+        # Instants are compared, not differences: those round, and a clock that jumps from deadline to
+        # deadline would then never pass one.
+        while (now := trio.current_time()) < self._heard + DEAD_AFTER:
+            if now < self._heard + PING_AFTER:
                 await trio.sleep_until(self._heard + PING_AFTER)
             else:
                 self._ping()
-                await trio.sleep(min(PING_AFTER, DEAD_AFTER - silence))
+                await trio.sleep_until(min(now + PING_AFTER, self._heard + DEAD_AFTER))
         raise NetworkError(f"The peer was silent for {DEAD_AFTER:.0f} s.")
 
     def _ping(self) -> None:
