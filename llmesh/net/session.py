@@ -57,8 +57,17 @@ class Session:
 
     hello: Hello
 
-    def __init__(self, link: Link, handlers: Mapping[str, Handler], hello: Hello) -> None:
-        """Speak over `link`, serve incoming calls by protocol, introduce ourselves with `hello`."""
+    def __init__(
+        self,
+        link: Link,
+        handlers: Mapping[str, Handler],
+        hello: Hello,
+        on_greeted: Callable[[Session], None],
+    ) -> None:
+        """Speak over `link`, serve incoming calls by protocol, introduce ourselves with `hello`.
+
+        `on_greeted` is told once the peer has said its own hello, before any call is served.
+        """
         self.peer_id = link.peer_id
         self.remote_address = link.remote_address
         self.initiator = link.initiator
@@ -75,6 +84,7 @@ class Session:
         self._scope = trio.CancelScope()
         self._heard = 0.0
         self._asked_at: float | None = None  # the ping that has no answer yet
+        self._on_greeted = on_greeted
         self._greeted = trio.Event()
         self._over: str | None = None
         self._on: dict[type[Frame], Callable[[Any], None]] = {
@@ -99,11 +109,6 @@ class Session:
     def spent(self) -> bool:
         """Whether no call can be opened any more: the session is over or its numbers are used up."""
         return self._over is not None or self._next_id > MAX_ID
-
-    async def greeted(self) -> bool:
-        """Wait for the peer's hello; False if the session ended without one."""
-        await self._greeted.wait()
-        return self._over is None
 
     def call(
         self, protocol: str, message: bytes, *, timeout: float | None = None
@@ -209,7 +214,6 @@ class Session:
         if self._over is not None:
             return
         self._over = reason
-        self._greeted.set()
         for call in self._calls.values():
             call.end(NetworkError(f"The session with {self.peer_id} is over: {reason}", peer_id=self.peer_id))
         self._calls.clear()
@@ -229,6 +233,7 @@ class Session:
             raise ValidationFailed("The first frame is not a hello.")
         self.hello = frame
         self._greeted.set()
+        self._on_greeted(self)
 
     def _greeted_again(self, _frame: Hello) -> None:
         raise ValidationFailed("A second hello.")
