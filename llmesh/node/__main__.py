@@ -19,9 +19,9 @@ def main() -> None:
     # Loading takes a second; nothing is open yet that would have to be closed.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _quit)
-    from llmesh.node.cli import main as command
+    from llmesh.node.cli import command
 
-    command(prog_name="python -m llmesh.node")
+    command()
 
 
 def _quit(number: int, frame: FrameType | None) -> None:

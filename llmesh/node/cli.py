@@ -12,35 +12,58 @@ from llmesh import __version__
 from llmesh.errors import MeshError
 from llmesh.node.config import OPTIONS, NodeConfig, Option
 from llmesh.node.faults import StartRefused
-from llmesh.node.run import run_node
 from llmesh.node.sources import configure, variable
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
-_NEGATED = {"mdns": "--no-mdns"}
+# A switch that is on has a flag that turns it off.
+_OFF = {"mdns": "Do not look for nodes on the local network by mDNS."}
 _DEFAULTS = {f.name: f.default for f in fields(NodeConfig)}
+
+
+def command(arguments: list[str] | None = None) -> None:
+    """Run the command line, by default with the process's own arguments; exits 2 with one line on a fault."""
+    try:
+        main.main(arguments, "python -m llmesh.node", standalone_mode=False)
+    except click.ClickException as fault:
+        _refuse(f"{fault.format_message()} (--help shows all options)")
 
 
 def _flag(name: str, option: Option) -> click.Option:
     default = _DEFAULTS[name]
     shown = option.shown or ("" if default is MISSING else str(default))
-    is_flag = isinstance(default, bool)
+    source = f"  [env: {variable(name)}; default: {shown}]"
+    if name in _OFF:
+        return click.Option(
+            ["--no-" + _spelled(name), name],
+            is_flag=True,
+            flag_value=False,
+            default=None,
+            help=_OFF[name] + source,
+        )
+    if isinstance(default, bool):
+        return click.Option(
+            ["--" + _spelled(name), name], is_flag=True, default=None, help=option.help + source
+        )
     return click.Option(
-        [_NEGATED.get(name, "--" + name.replace("_", "-")), name],
-        help=f"{option.help}  [env: {variable(name)}; default: {shown}]",
-        metavar=None if is_flag else option.metavar,
+        ["--" + _spelled(name), name],
+        metavar=option.metavar,
         multiple=option.repeated,
-        is_flag=is_flag,
-        flag_value=name not in _NEGATED if is_flag else None,
-        default=None,
-        type=bool if is_flag else str,
+        help=option.help + source,
     )
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _start(config: str | None, **flags: object) -> None:
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     try:
-        run_node(configure(given, os.environ, config))
+        settings = configure(given, os.environ, config, lambda name: "--" + _spelled(name))
+        from llmesh.node.run import run_node  # takes a second, which help and bad options need not wait
+
+        run_node(settings)
     except StartRefused as fault:
         _refuse(str(fault))
     except MeshError as fault:

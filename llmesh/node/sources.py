@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from llmesh.errors import ValidationFailed
@@ -19,17 +19,20 @@ def variable(name: str) -> str:
 
 
 def configure(
-    given: Mapping[str, object], environ: Mapping[str, str], file: str | Path | None = None
+    given: Mapping[str, object],
+    environ: Mapping[str, str],
+    file: str | Path | None = None,
+    spell: Callable[[str], str] = str,
 ) -> NodeConfig:
     """The node's settings from all sources.
 
-    `given` are flags or keywords by field name; `file` (else LLMESH_CONFIG) names a TOML file.
-    Raises ValidationFailed, naming the option and where it was set.
+    `given` are flags or keywords by field name, which `spell` writes as the user did; `file` (else
+    LLMESH_CONFIG) names a TOML file.  Raises ValidationFailed, naming the option and where it was set.
     """
     path = file or environ.get("LLMESH_CONFIG")
     found = dict(_from_file(Path(path))) if path else {}
     found |= dict(_from_environment(environ))
-    found |= {name: _read(name, value, name) for name, value in given.items()}
+    found |= {name: _read(name, value, spell(name)) for name, value in given.items()}
     return NodeConfig(**found)  # type: ignore[arg-type]  # each value was read by its field's reader
 
 
