@@ -15,7 +15,14 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import LifespanState
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    LifespanState,
+    Scope,
+)  # fmt: skip
 from quart_trio import QuartTrio
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
@@ -63,7 +70,7 @@ async def serve(
     url = _url(listener)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
     context = WorkerContext(None)
-    handler = partial(_handle, ASGIWrapper(app), _config(), context)
+    handler = partial(_handle, ASGIWrapper(_whole_sends(app)), _config(), context)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             await accepting.start(
@@ -74,6 +81,24 @@ async def serve(
             accepting.cancel_scope.cancel()
         await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + GRACE
+
+
+def _whole_sends(app: QuartTrio) -> ASGIFramework:
+    """The application, with sends that no cancel cuts short.
+
+    The last send of an answer makes Quart-Trio cancel the task that is in it, and Hypercorn then
+    never starts the timer that ends idle connections.
+    """
+
+    async def served(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_whole(event: ASGISendEvent) -> None:
+            with trio.CancelScope() as sending:
+                sending.shield = True  # like Hypercorn's own writes; see `_handle`
+                await send(event)
+
+        await app(scope, receive, send_whole)
+
+    return served
 
 
 async def _handle(

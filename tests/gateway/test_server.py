@@ -61,6 +61,20 @@ async def test_one_connection_serves_many_requests(port: int) -> None:
             assert (status, body["output"]["echo"]) == (200, "hello")
 
 
+async def test_stopping_ends_idle_connections_at_once(app: QuartTrio) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        listener = bind("127.0.0.1", 0)
+        address = listener.getsockname()
+        await nursery.start(serve, app, listener, stop)
+        async with await trio.open_tcp_stream(*address) as stream:
+            await stream.send_all(post(BODY))
+            await read_answer(stream)
+            stop.set()
+            with trio.fail_after(1):
+                assert await stream.receive_some() == b""
+
+
 async def test_a_client_that_hangs_up_cancels_its_inference(port: int, router) -> None:
     router.answer = forever
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
