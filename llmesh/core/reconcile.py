@@ -36,12 +36,9 @@ def take(directory: Directory, record: Record, giver: PeerId, now: float) -> Sig
     return signed if directory.add(signed, now, giver) is Verdict.NEW else None
 
 
-def changes_to_name(
-    directory: Directory, since: Cursor | None, asked: PeerId, now: float
-) -> tuple[bytes, ...]:
-    """Fingerprints of what has changed here since we last compared with a peer, but for its own gifts."""
-    changes = directory.changes(since, now)
-    return tuple(fingerprint(record) for _, giver, record in changes if giver != asked)[-MAX_KNOWN:]
+def changes_to_name(directory: Directory, since: Cursor | None, now: float) -> tuple[bytes, ...]:
+    """Fingerprints of what has changed here since we last compared with a peer; the first time, of all."""
+    return tuple(fingerprint(record) for _, _, record in directory.changes(since, now))[-MAX_KNOWN:]
 
 
 def answer(directory: Directory, query: Sync | Search | Get, asker: PeerId, now: float) -> Iterator[Answer]:

@@ -99,7 +99,7 @@ class Syncing:
         peer = session.peer_id
         acquaintance = self._rota.acquaintance(peer)
         theirs, ours = acquaintance.theirs, self._directory.head
-        known = changes_to_name(self._directory, acquaintance.ours, peer, self._clock())
+        known = changes_to_name(self._directory, acquaintance.ours, self._clock())
         haul = _Haul()
         with lenient(peer, SILENCE) as scope:
             async with ask(session, Sync(theirs, known), 10 * SILENCE) as answers:
