@@ -42,8 +42,7 @@ class Call:
 
     __slots__ = (
         "_arrival", "_budget", "_deaf", "_failure", "_inbox", "_incoming", "_mute", "_outgoing",
-        "_parts", "_sender", "_size", "_turn", "cancelled", "id", "peer_id", "protocol", "scope",
-        "timeout",
+        "_parts", "_sender", "_size", "_turn", "id", "peer_id", "protocol", "timeout",
     )  # fmt: skip
 
     def __init__(
@@ -53,8 +52,6 @@ class Call:
         self.protocol = protocol
         self.timeout = timeout
         self.id = 0
-        self.scope = trio.CancelScope()
-        self.cancelled = False
         self._sender = sender
         self._budget = budget
         self._incoming = ReceiveWindow(CALL_WINDOW)
@@ -74,18 +71,19 @@ class Call:
         Raises TooLarge over `MAX_MESSAGE`, and the error that ended the call.  A message that was
         cancelled half-way makes the call useless: leave it.
         """
-        if len(message) > MAX_MESSAGE:
-            raise TooLarge(f"A message of {len(message)} bytes is over the limit of {MAX_MESSAGE}.")
-        await self.send_from(message, 0)
+        size = len(message)
+        if size > MAX_MESSAGE:
+            raise TooLarge(f"A message of {size} bytes is over the limit of {MAX_MESSAGE}.")
+        if size <= MAX_PAYLOAD:
+            await self._send_piece(message, False)
+        else:
+            await self.send_from(message, 0)
 
     async def send_from(self, message: bytes, start: int) -> None:
         """Send a message from a byte on: the opener's first one begins in OPEN."""
-        more = True
-        while more:
-            end = start + MAX_PAYLOAD
-            more = end < len(message)
-            await self._send_piece(message[start:end], more)
-            start = end
+        for piece in range(start, len(message), MAX_PAYLOAD):
+            end = piece + MAX_PAYLOAD
+            await self._send_piece(message[piece:end], end < len(message))
 
     async def receive(self) -> bytes:
         """The next whole message.
@@ -106,17 +104,33 @@ class Call:
                 self._arrival = None
         return message
 
-    async def reserve(self, cost: int) -> None:
-        """Take credit of this call and wait for the session's; the caller sends at once."""
-        while True:
+    @property
+    def over(self) -> bool:
+        """Whether nothing may be sent any more."""
+        return self._mute
+
+    def take_credit(self, cost: int) -> bool:
+        """Whether the cost could be taken from the call's credit now; the session's is the sender's."""
+        if self._mute or self._outgoing.left < cost or self._sender.window.left < cost:
+            return False
+        self._outgoing.left -= cost
+        return True
+
+    async def wait_for_credit(self, cost: int) -> None:
+        """Take credit as soon as call and session have it.  Raises the error that ended the call."""
+        while not self.take_credit(cost):
             if self._mute:
                 raise self._failure or NetworkError("The call is over.", peer_id=self.peer_id)
             if self._sender.over:
                 raise NetworkError("The session is over.", peer_id=self.peer_id)
-            if self._outgoing.left >= cost and self._sender.window.left >= cost:
-                self._outgoing.left -= cost
-                return
-            await self._wait_for_credit(starved=self._outgoing.left >= cost)
+            self._turn = turn = trio.Event()
+            if self._outgoing.left >= cost:
+                self._sender.starved.add(turn)
+            try:
+                await turn.wait()
+            finally:
+                self._turn = None
+                self._sender.starved.discard(turn)
 
     def arrive(self, payload: bytes, more: bool) -> None:
         """The reader hands in a piece of a message.  Raises ValidationFailed for one without credit."""
@@ -155,18 +169,16 @@ class Call:
 
     async def _send_piece(self, payload: bytes, more: bool) -> None:
         cost = len(payload) + OVERHEAD
-        await self.reserve(cost)
+        if not self.take_credit(cost):
+            await self.wait_for_credit(cost)
         self._sender.add(self.id, Message(self.id, payload, more), cost)
 
-    async def _wait_for_credit(self, starved: bool) -> None:
-        self._turn = turn = trio.Event()
-        if starved:
-            self._sender.starved.add(turn)
-        try:
-            await turn.wait()
-        finally:
-            self._turn = None
-            self._sender.starved.discard(turn)
+    def _give_up(self, failure: MeshError) -> None:
+        """We cannot take what comes; the waiter learns it and says so."""
+        self._deaf = True
+        self._failure = failure
+        self._inbox.clear()
+        self._wake()
 
     def _wake(self) -> None:
         for event in (self._arrival, self._turn):
@@ -193,16 +205,15 @@ class Call:
         """Keep a piece of the message under way, unless that grows too large; then the call fails."""
         size = len(payload)
         if self._size + size > MAX_MESSAGE:
-            self.end(TooLarge(f"A message is over the limit of {MAX_MESSAGE} bytes."))
-        elif size > self._budget.left:
-            self.end(NodeBusy("Too many unfinished messages on this session.", retry_after=1.0))
-        else:
-            self._budget.left -= size
-            self._size += size
-            self._parts.append(payload)
-            return True
-        self._inbox.clear()
-        return False
+            self._give_up(TooLarge(f"A message is over the limit of {MAX_MESSAGE} bytes."))
+            return False
+        if size > self._budget.left:
+            self._give_up(NodeBusy("Too many unfinished messages on this session.", retry_after=1.0))
+            return False
+        self._budget.left -= size
+        self._size += size
+        self._parts.append(payload)
+        return True
 
     def _forget_parts(self) -> None:
         self._budget.left += self._size

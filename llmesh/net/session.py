@@ -8,6 +8,7 @@ loses the session, with one line in the log, and nothing else.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -78,7 +79,7 @@ class Session:
         self._window = ReceiveWindow(SESSION_WINDOW)
         self._budget = Budget()
         self._calls: dict[int, Call] = {}
-        self._serving = 0
+        self._serving: dict[int, trio.CancelScope] = {}
         self._next_id = 1 if link.initiator else 2
         self._last_id = 0  # of the peer's calls
         self._scope = trio.CancelScope()
@@ -149,7 +150,8 @@ class Session:
         if len(message) > MAX_MESSAGE:
             raise TooLarge(f"A message of {len(message)} bytes is over the limit of {MAX_MESSAGE}.")
         first = message if len(message) <= FIRST_PAYLOAD else message[:FIRST_PAYLOAD]
-        await call.reserve(len(first) + OVERHEAD)
+        if self.spent or not call.take_credit(len(first) + OVERHEAD):
+            await call.wait_for_credit(len(first) + OVERHEAD)
         if self.spent:
             raise NetworkError(f"The session with {self.peer_id} is over.", peer_id=self.peer_id)
         call.id, self._next_id = self._next_id, self._next_id + 2
@@ -262,7 +264,7 @@ class Session:
         handler = self._handlers.get(frame.protocol)
         if handler is None:
             self._refuse(frame.call, NodeUnreachable(f"This node does not serve {frame.protocol!r}."))
-        elif self._serving >= MAX_CALLS:
+        elif len(self._serving) >= MAX_CALLS:
             busy = f"This node serves {MAX_CALLS} calls of yours already."
             self._refuse(frame.call, NodeBusy(busy, retry_after=1.0))
         else:
@@ -271,8 +273,9 @@ class Session:
             call.id = frame.call
             self._calls[call.id] = call
             call.arrive(frame.payload, frame.more)
-            self._serving += 1
-            self._nursery.start_soon(self._serve, call, handler)
+            deadline = math.inf if timeout is None else trio.current_time() + timeout
+            self._serving[call.id] = scope = trio.CancelScope(deadline=deadline)
+            self._nursery.start_soon(self._serve, call, handler, scope)
 
     def _messaged(self, frame: Message) -> None:
         self._read_of_session(frame.payload)
@@ -314,8 +317,8 @@ class Session:
             return
         if self._ours(call.id):
             raise ValidationFailed("A handler fails, it does not cancel.")
-        call.cancelled = True
-        call.scope.cancel()
+        call.end()
+        self._serving[call.id].cancel()
 
     def _pinged(self, _frame: Ping) -> None:
         self._sender.post(Pong())
@@ -327,13 +330,11 @@ class Session:
 
     # --- serving ----------------------------------------------------------------------------
 
-    async def _serve(self, call: Call, handler: Handler) -> None:
+    async def _serve(self, call: Call, handler: Handler, scope: trio.CancelScope) -> None:
         """The root of one incoming call: whatever happens in it ends here."""
         failure: MeshError | None = None
-        if call.timeout is not None:
-            call.scope.deadline = trio.current_time() + call.timeout
         try:
-            with call.scope:
+            with scope:
                 await handler(call, await call.receive())
         except MeshError as error:
             failure = error
@@ -343,12 +344,13 @@ class Session:
             log.exception("the handler of %s failed", call.protocol)
             failure = NetworkError("The peer failed to serve the call.")
         finally:
-            self._serving -= 1
+            del self._serving[call.id]
             self._calls.pop(call.id, None)
+            unwanted = call.over  # the opener has left
             call.release()
-        if call.cancelled:
+        if unwanted:
             self._sender.drop(call.id)
-        elif call.scope.cancelled_caught:
+        elif scope.cancelled_caught:
             self._refuse(call.id, RequestTimeout("The time given for the call has passed."))
         elif failure is not None:
             self._refuse(call.id, failure)

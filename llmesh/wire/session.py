@@ -5,6 +5,9 @@ Outgoing texts are cut to the sizes the protocol allows; incoming frames are che
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from google.protobuf.message import DecodeError
 
 from llmesh.core.frames import (
@@ -30,12 +33,17 @@ MAX_PROTOCOL = 128
 _MAX_TEXT = 2048
 _MAX_ADDRESS = 256
 _MAX_ADDRESSES = 32
-_OF_SESSION = {pb.Frame.HELLO, pb.Frame.PING, pb.Frame.PONG}
+
+# Read once: looking a kind up in the generated class costs as much as decoding a field.
+_HELLO, _PING, _PONG = pb.Frame.HELLO, pb.Frame.PING, pb.Frame.PONG
+_OPEN, _MESSAGE, _END = pb.Frame.OPEN, pb.Frame.MESSAGE, pb.Frame.END
+_FAILED, _CANCEL, _CREDIT = pb.Frame.FAILED, pb.Frame.CANCEL, pb.Frame.CREDIT
+_OF_SESSION = frozenset({_HELLO, _PING, _PONG})
 
 
 def encode(frame: Frame) -> bytes:
     """The frame with its length before it."""
-    return with_length(_to_wire(frame).SerializeToString())
+    return with_length(_ENCODERS[type(frame)](frame).SerializeToString())
 
 
 def decode(body: bytes) -> Frame | None:
@@ -44,67 +52,29 @@ def decode(body: bytes) -> Frame | None:
         wire = pb.Frame.FromString(body)
     except DecodeError:
         raise ValidationFailed("A frame is not the protobuf message of the session.") from None
-    kind = wire.kind
-    if kind == pb.Frame.MESSAGE:
-        _check(wire)
-        return Message(wire.call, wire.payload, wire.more)
-    if kind == pb.Frame.OPEN:
-        _check(wire)
-        return Open(wire.call, wire.protocol, wire.timeout_ms, wire.payload, wire.more)
-    return _of_control(wire)
+    kind, call = wire.kind, wire.call
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        return None
+    if (call == 0) is not (kind in _OF_SESSION) and kind != _CREDIT:
+        raise ValidationFailed("A frame of a call names no call, or one of the session names one.")
+    return decoder(call, wire)
 
 
-def _to_wire(frame: Frame) -> pb.Frame:
-    match frame:
-        case Message(call, payload, more):
-            return pb.Frame(kind=pb.Frame.MESSAGE, call=call, payload=payload, more=more)
-        case Open(call, protocol, timeout_ms, payload, more):
-            return pb.Frame(
-                kind=pb.Frame.OPEN, call=call, protocol=protocol,
-                timeout_ms=timeout_ms, payload=payload, more=more,
-            )  # fmt: skip
-        case End(call):
-            return pb.Frame(kind=pb.Frame.END, call=call)
-        case Credit(call, amount):
-            return pb.Frame(kind=pb.Frame.CREDIT, call=call, credit=amount)
-        case Cancel(call):
-            return pb.Frame(kind=pb.Frame.CANCEL, call=call)
-        case Failed():
-            return pb.Frame(kind=pb.Frame.FAILED, call=frame.call, error=_error(frame))
-        case Ping():
-            return pb.Frame(kind=pb.Frame.PING)
-        case Pong():
-            return pb.Frame(kind=pb.Frame.PONG)
-        case Hello():
-            return pb.Frame(kind=pb.Frame.HELLO, hello=_hello(frame))
+def _from_open(call: int, wire: pb.Frame) -> Open:
+    protocol = wire.protocol
+    if len(protocol) > MAX_PROTOCOL:
+        raise ValidationFailed(f"A protocol's name is over {MAX_PROTOCOL} characters.")
+    return Open(call, protocol, wire.timeout_ms, _payload(wire), wire.more)
 
 
-def _of_control(wire: pb.Frame) -> Frame | None:
-    kind = wire.kind
-    if kind == pb.Frame.CREDIT:
-        return Credit(wire.call, wire.credit)
-    if kind in _OF_SESSION:
-        return _of_session(wire)
-    if wire.call == 0 and kind in {pb.Frame.END, pb.Frame.CANCEL, pb.Frame.FAILED}:
-        raise ValidationFailed("A frame of a call names no call.")
-    if kind == pb.Frame.END:
-        return End(wire.call)
-    if kind == pb.Frame.CANCEL:
-        return Cancel(wire.call)
-    if kind == pb.Frame.FAILED:
-        error = wire.error
-        retry_after = error.retry_after_ms / 1000 if error.retry_after_ms else None
-        return Failed(wire.call, error.code, _cut(error.message, _MAX_TEXT), retry_after)
-    return None
+def _from_failed(call: int, wire: pb.Frame) -> Failed:
+    error = wire.error
+    retry_after = error.retry_after_ms / 1000 if error.retry_after_ms else None
+    return Failed(call, error.code, _cut(error.message, _MAX_TEXT), retry_after)
 
 
-def _of_session(wire: pb.Frame) -> Frame:
-    if wire.call != 0:
-        raise ValidationFailed("A frame of the session names a call.")
-    if wire.kind == pb.Frame.PING:
-        return Ping()
-    if wire.kind == pb.Frame.PONG:
-        return Pong()
+def _from_hello(_call: int, wire: pb.Frame) -> Hello:
     hello = wire.hello
     return Hello(
         _cut(hello.agent, _MAX_ADDRESS),
@@ -113,13 +83,27 @@ def _of_session(wire: pb.Frame) -> Frame:
     )
 
 
-def _check(wire: pb.Frame) -> None:
-    if wire.call == 0:
-        raise ValidationFailed("A frame of a call names no call.")
-    if len(wire.payload) > MAX_PAYLOAD:
+def _payload(wire: pb.Frame) -> bytes:
+    payload = wire.payload
+    if len(payload) > MAX_PAYLOAD:
         raise ValidationFailed(f"A frame's payload is over {MAX_PAYLOAD} bytes.")
-    if len(wire.protocol) > MAX_PROTOCOL:
-        raise ValidationFailed(f"A protocol's name is over {MAX_PROTOCOL} characters.")
+    return payload
+
+
+def _to_open(frame: Open) -> pb.Frame:
+    wire = pb.Frame(kind=_OPEN, call=frame.call, protocol=frame.protocol, payload=frame.payload)
+    if frame.timeout_ms:
+        wire.timeout_ms = frame.timeout_ms
+    if frame.more:
+        wire.more = True
+    return wire
+
+
+def _to_message(frame: Message) -> pb.Frame:
+    wire = pb.Frame(kind=_MESSAGE, call=frame.call, payload=frame.payload)
+    if frame.more:
+        wire.more = True
+    return wire
 
 
 def _error(failed: Failed) -> pb.Error:
@@ -141,3 +125,28 @@ def _hello(hello: Hello) -> pb.Hello:
 def _cut(text: str, size: int) -> str:
     """At most `size` bytes of UTF-8, whole characters only."""
     return text.encode(errors="replace")[:size].decode(errors="ignore")
+
+
+_DECODERS: dict[int, Callable[[int, pb.Frame], Frame]] = {
+    _HELLO: _from_hello,
+    _PING: lambda _call, _wire: Ping(),
+    _PONG: lambda _call, _wire: Pong(),
+    _OPEN: _from_open,
+    _MESSAGE: lambda call, wire: Message(call, _payload(wire), wire.more),
+    _END: lambda call, _wire: End(call),
+    _FAILED: _from_failed,
+    _CANCEL: lambda call, _wire: Cancel(call),
+    _CREDIT: lambda call, wire: Credit(call, wire.credit),
+}
+
+_ENCODERS: dict[type[Frame], Callable[[Any], pb.Frame]] = {
+    Hello: lambda frame: pb.Frame(kind=_HELLO, hello=_hello(frame)),
+    Ping: lambda _frame: pb.Frame(kind=_PING),
+    Pong: lambda _frame: pb.Frame(kind=_PONG),
+    Open: _to_open,
+    Message: _to_message,
+    End: lambda frame: pb.Frame(kind=_END, call=frame.call),
+    Failed: lambda frame: pb.Frame(kind=_FAILED, call=frame.call, error=_error(frame)),
+    Cancel: lambda frame: pb.Frame(kind=_CANCEL, call=frame.call),
+    Credit: lambda frame: pb.Frame(kind=_CREDIT, call=frame.call, credit=frame.amount),
+}
