@@ -34,6 +34,7 @@ class Answer:
     def __init__(self, call: Call, events: trio.MemoryReceiveChannel[Accepted | Chunk | Usage]) -> None:
         self._call = call
         self._events = events
+        self._done = False
 
     async def wait_accepted(self) -> None:
         """Raises the MeshError that came instead."""
@@ -43,10 +44,11 @@ class Answer:
         return self
 
     async def __anext__(self) -> Chunk | Usage:
-        event = await self._next()
-        if isinstance(event, Chunk | Usage):
-            return event
-        raise StopAsyncIteration
+        event = None if self._done else await self._next()
+        if not isinstance(event, Chunk | Usage):
+            raise StopAsyncIteration
+        self._done = isinstance(event, Usage)
+        return event
 
     async def _next(self) -> Accepted | Chunk | Usage | None:
         try:
@@ -200,9 +202,16 @@ async def _deliver(call: Call, event: Event) -> None:
     if isinstance(event, Accepted | Chunk | Usage) and not (isinstance(event, Accepted) and call.entered):
         call.entered = True
         with contextlib.suppress(trio.BrokenResourceError):  # the caller has left
-            await call.caller.send(event)
+            await _send(call, event)
     if isinstance(event, Usage | MeshError | Cancel):
         call.caller.close()
+
+
+async def _send(call: Call, event: Accepted | Chunk | Usage) -> None:
+    try:
+        call.caller.send_nowait(event)  # spares a turn of the event loop, of which a small call has few
+    except trio.WouldBlock:
+        await call.caller.send(event)
 
 
 def _close(gone: list[Call]) -> None:

@@ -1,15 +1,14 @@
 """The worker: a process that has one model open and answers its node over stdin and stdout.
 
-A reader thread takes orders, checks inputs and stops runs; the main thread runs one inference at
-a time, in order of arrival.  What nobody expects ends the process, and the node starts another.
-It ends with its node too, even while a graph runs.
+It checks inputs and obeys cancels while a graph runs, and runs one at a time, in order of arrival.
+What nobody expects ends the process, and the node starts another.  It ends with its node too, even
+while a graph runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import sys
 import threading
 import time
@@ -42,60 +41,62 @@ class _Job:
 
 
 class _Worker:
-    def __init__(self, model: Model, events: BinaryIO) -> None:
-        self._model = model
-        self._events = events
-        self._writing = threading.Lock()
-        self._jobs: dict[int, _Job] = {}  # accepted, not yet begun or running
-        self._running = 0
-        self._deciding = threading.Lock()  # over the two above
-        self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+    """Two threads take turns: one listens, and runs the job it hears of while the other listens.
 
-    def take_orders(self, orders: BinaryIO) -> None:
-        """The reader thread; the end of the orders is the end of the process."""
-        while order := _read_order(orders):
+    So a job starts in the thread that read it, without waking another first.
+    """
+
+    def __init__(self, model: Model, orders: BinaryIO, events: BinaryIO) -> None:
+        self._model = model
+        self._orders = orders
+        self._events = events
+        self._listening = threading.Lock()
+        self._writing = threading.Lock()
+        self._deciding = threading.Lock()  # over the two below
+        self._waiting: dict[int, _Job] = {}
+        self._running: _Job | None = None
+
+    def serve(self) -> None:
+        """What each of the threads does; the end of the orders is the end of the process."""
+        while True:
+            with self._listening:
+                job: _Job | None = self._listen()
+            while job is not None:
+                frames = self._run(job)
+                with self._deciding:
+                    job = self._running = self._waiting.pop(next(iter(self._waiting), 0), None)
+                self._write(frames)
+
+    def _listen(self) -> _Job:
+        """Take orders up to one that this thread is to run itself."""
+        while order := _read_order(self._orders):
             call, what = order
-            if isinstance(what, Infer):
-                self._check(call, what.values)
-            elif isinstance(what, Cancel):
+            if isinstance(what, Cancel):
                 self._cancel(call)
+            elif isinstance(what, Infer) and (job := self._check(call, what.values)) is not None:
+                with self._deciding:
+                    if self._running is None:
+                        self._running = job
+                        return job
+                    self._waiting[call] = job
         os._exit(0)
 
-    def run_jobs(self) -> None:
-        """The main thread."""
-        while True:
-            job = self._queue.get()
-            with self._deciding:
-                if job.call not in self._jobs:  # cancelled while it waited
-                    continue
-                self._running = job.call
-            frames = self._run(job)
-            with self._deciding:
-                del self._jobs[job.call]
-                self._running = 0
-            self._write(frames)
-
-    def _check(self, call: int, values: Mapping[str, Value]) -> None:
+    def _check(self, call: int, values: Mapping[str, Value]) -> _Job | None:
         try:
             job = _Job(call, self._model.check(values))
         except ValidationFailed as error:
             self._write(encode_event(call, error))
-            return
+            return None
         self._write(encode_event(call, Accepted()))
-        with self._deciding:
-            self._jobs[call] = job
-        self._queue.put(job)
+        return job
 
     def _cancel(self, call: int) -> None:
         with self._deciding:
-            job = self._jobs.get(call)
-            if job is None:  # it has just been answered
-                return
-            if self._running == call:
-                job.stop.set()
-                return
-            del self._jobs[call]
-        self._write(encode_event(call, Cancel()))
+            if self._running is not None and self._running.call == call:
+                self._running.stop.set()
+            waited = self._waiting.pop(call, None)
+        if waited is not None:
+            self._write(encode_event(call, Cancel()))
 
     def _run(self, job: _Job) -> bytes:
         """The frames that end a job."""
@@ -138,7 +139,7 @@ def _watch_parent(parent: int) -> None:
 
 
 def _end_with_thread(fault: threading.ExceptHookArgs) -> None:
-    """A worker whose reader has failed must not live on, deaf."""
+    """A worker must not live on with one thread, deaf while it runs."""
     threading.__excepthook__(fault)
     sys.stderr.flush()
     os._exit(1)
@@ -176,9 +177,9 @@ def main() -> None:
     events.flush()
     if isinstance(model, MeshError):
         sys.exit(0)
-    worker = _Worker(model, events)
-    threading.Thread(target=worker.take_orders, args=(orders,), daemon=True).start()
-    worker.run_jobs()
+    worker = _Worker(model, orders, events)
+    threading.Thread(target=worker.serve, daemon=True).start()
+    worker.serve()
 
 
 if __name__ == "__main__":

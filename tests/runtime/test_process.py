@@ -15,7 +15,7 @@ from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo
 from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, ModelFailed
-from llmesh.runtime import process
+from llmesh.runtime import hosted, process
 from llmesh.runtime.bundle import read_bundle
 from llmesh.runtime.pipe import encode_event
 from llmesh.runtime.runtime import Runtime
@@ -68,6 +68,14 @@ async def test_a_load_that_goes_wrong(
     fault = await load_fault(runtime)
     assert isinstance(fault, ModelFailed)
     assert says in fault.message
+
+
+async def test_a_load_that_hangs_has_an_end(
+    runtime: Runtime, play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted, "_LOAD_SECONDS", 0.2)
+    play(READ + "time.sleep(60)")
+    assert "not loaded within" in (await load_fault(runtime)).message
 
 
 async def test_a_worker_that_cannot_be_started(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
