@@ -90,6 +90,11 @@ def test_a_worker_may_say_these_errors(error: Event) -> None:
     assert getattr(event, "remote", True) is False
 
 
+def test_an_error_brings_no_control_characters() -> None:
+    _, event = decode_event(body(encode_event(1, ModelFailed("红\x1b[2J\nforged log line"))))
+    assert getattr(event, "message", "") == "红?[2J?forged log line"
+
+
 def header(content: Any, blobs: bytes = b"") -> bytes:
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return len(text).to_bytes(HEADER, "big") + text + blobs
