@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import string
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,15 +60,11 @@ def endless() -> onnx.ModelProto:
 
 
 def giant() -> onnx.ModelProto:
-    """One node that no terminate flag can stop: a product of two n by n matrices that it makes itself."""
-    ones = h.make_tensor("one", T.FLOAT, [1], [1.0])
-    return model_of(
-        [h.make_node("Expand", ["one", "shape"], ["m"]), h.make_node("MatMul", ["m", "m"], ["p"]),
-         h.make_node("ReduceSum", ["p"], ["y"], keepdims=0)],
-        [value("shape", T.INT64, 2)],
-        [value("y", T.FLOAT)],
-        [ones],
-    )  # fmt: skip
+    """The 40th power of a square matrix in one node, which no terminate flag can stop."""
+    letters = string.ascii_letters[:41]
+    terms = ",".join(map("".join, itertools.pairwise(letters)))
+    node = h.make_node("Einsum", ["x"] * 40, ["y"], equation=f"{terms}->{letters[0]}{letters[-1]}")
+    return model_of([node], [value("x", T.FLOAT, "n", "n")], [value("y", T.FLOAT, "n", "n")])
 
 
 def external(location: str) -> onnx.ModelProto:
