@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from llmesh.node.faults import NodeStateError, lone_errors
+from llmesh.node.faults import STOPPED, NodeStateError, lone_errors
 
 __all__ = ["Bridge"]
 
@@ -88,13 +88,13 @@ class Bridge(Generic[T]):
         except BaseException as caught:  # not swallowed: raised again by start, stop or wait
             error = caught
         for call in list(self._pending):
-            call.set_exception(_stopped())
+            call.set_exception(NodeStateError(STOPPED))
         if opened.done() and error is not None:
             self._ended.set_exception(error)
         else:
             self._ended.set_result(None)
         if not opened.done():
-            opened.set_exception(error or _stopped())
+            opened.set_exception(error or NodeStateError(STOPPED))
 
     async def _main(self, opened: Future[T]) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -121,11 +121,11 @@ class Bridge(Generic[T]):
                 raise trio.RunFinishedError
             self._token.run_sync_soon(function)
         except trio.RunFinishedError:
-            raise _stopped() from None
+            raise NodeStateError(STOPPED) from None
 
     def _accept(self, work: Callable[[], Awaitable[R]], done: Future[R], scope: trio.CancelScope) -> None:
         if self._calls is None or self._stopping:
-            done.set_exception(_stopped())
+            done.set_exception(NodeStateError(STOPPED))
         else:
             self._calls.start_soon(_run, work, done, scope)
 
@@ -138,7 +138,7 @@ async def _run(work: Callable[[], Awaitable[R]], done: Future[R], scope: trio.Ca
         done.set_exception(error)
     finally:
         if not done.done():
-            done.set_exception(_stopped())
+            done.set_exception(NodeStateError(STOPPED))
 
 
 async def _end_of_program() -> None:
@@ -200,7 +200,3 @@ async def _wait_in_asyncio(done: Future[R], cancel: Callable[[], object] | None)
             with suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), CANCEL_SECONDS)
         raise
-
-
-def _stopped() -> NodeStateError:
-    return NodeStateError("The node has been stopped; make a new MeshNode and start it.")

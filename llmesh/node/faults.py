@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["NodeStateError", "StartRefused", "lone_errors"]
+__all__ = ["STOPPED", "NodeStateError", "StartRefused", "lone_errors"]
+
+STOPPED = "This node has been stopped; make a new MeshNode and start that."
 
 
 class StartRefused(RuntimeError):

@@ -19,7 +19,7 @@ from llmesh.core.encoding import Value
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Result
 from llmesh.node.extra import missing_extra
-from llmesh.node.faults import NodeStateError
+from llmesh.node.faults import STOPPED, NodeStateError
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -64,7 +64,7 @@ class MeshNode:
 
         if self._bridge is not None:
             raise NodeStateError(
-                "This node has been stopped; make a new MeshNode."
+                STOPPED
                 if self._bridge.ended
                 else "This node is started already; give its options to MeshNode(...) or to the first start."
             )
