@@ -158,7 +158,7 @@ def _announcer(config: NodeConfig, home: Home, host: Host, discovery: Discovery)
 
 async def _deploy(config: NodeConfig, node: Node) -> None:
     """The models to serve from the start.  Raises StartRefused for one that will not do."""
-    for model in (*config.deploy, *([_DEMO] if config.demo else [])):
+    for model in (*([_DEMO] if config.demo else []), *config.deploy):
         try:
             await node.deploy(model.path, model.name, model.fee)
         except MeshError as error:

@@ -90,19 +90,28 @@ class Node:
     ) -> ModelId:
         """Serve a model from now on and announce it; without a name it takes that of its folder.
 
-        Raises InsufficientStake, ValidationFailed, Conflict; then, and when cancelled, nothing is
-        served.
+        A model that is served already gets the new name and fee.  Raises InsufficientStake,
+        ValidationFailed, Conflict; then, and when cancelled, what is served stays as it was.
         """
         card = Card(name or _name_of(path), version, description)
         bundle = await read_bundle(path)
         before = {offer.model_id: offer for offer in self.offers}.get(bundle.id)
         offer = await self._rooms.provider.deploy(bundle, card, fee or _FREE)
         try:
-            self._rooms.announcer.offer(offer)
+            self._announce(offer, before)
         except MeshError:
             await self._undo(bundle, before)
             raise
         return offer.model_id
+
+    def _announce(self, offer: Offer, before: Offer | None) -> None:
+        """One model has one offer here: under a new name or version it leaves the old one."""
+        if before is not None and (before.card.name, before.card.version) != (
+            offer.card.name,
+            offer.card.version,
+        ):
+            self._rooms.announcer.retract(offer.model_id)
+        self._rooms.announcer.offer(offer)
 
     async def _undo(self, bundle: Bundle, before: Offer | None) -> None:
         """What could not be announced is served as before, or not at all."""
@@ -112,6 +121,7 @@ class Node:
                 await self._rooms.provider.remove(bundle.id)
             else:
                 await self._rooms.provider.deploy(bundle, before.card, before.fee)
+                self._rooms.announcer.offer(before)
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int
