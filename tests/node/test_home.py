@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmesh.node.faults import StartRefused
@@ -117,6 +117,7 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@settings(deadline=None, max_examples=30)  # it waits for the disk
 @given(data=st.binary(max_size=100))
 def test_a_file_is_replaced_whole(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("files")
