@@ -3,7 +3,8 @@
 Two processes per stack on loopback, closed-loop callers, the stacks taking turns in each round:
 
   session   a libp2p host (TCP, Noise, Yamux) and our session
-  raw       trio TCP, the session's framing, one writer task that coalesces; no cipher, no credit
+  raw       trio TCP, the session's framing, one writer task that coalesces and one task per request;
+            no cipher, no credit, no cancel
   lattica   the PyPI package `lattica` (skipped where it is not installed: pip install --no-deps lattica)
 
 Bodies of 100 B and 4 KB come back whole; 600 KB go up and 100 B come back.  A call is an OPEN frame
@@ -128,13 +129,17 @@ async def messages(stream: trio.SocketStream) -> AsyncIterator[tuple[int, bytes]
                 yield frame.call, b"".join(pieces)
 
 
+async def reply(writer: RawWriter, call: int, message: bytes) -> None:
+    writer.send(call, encode(Message(call, answer_to(message), False)))
+
+
 async def serve_raw() -> None:
     async def serve(stream: trio.SocketStream) -> None:
         writer = RawWriter(stream)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(writer.run)
             async for call, message in messages(stream):
-                writer.send(call, encode(Message(call, answer_to(message), False)))
+                nursery.start_soon(reply, writer, call, message)
             nursery.cancel_scope.cancel()
 
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -54,6 +54,11 @@ class ReceiveWindow:
         if self._left < 0:
             raise ValidationFailed("A peer sent more than it had credit for.")
 
+    def pass_on(self, cost: int) -> int:
+        """Something came and is taken out at once; see `arrive` and `take`."""
+        self.arrive(cost)
+        return self.take(cost)
+
     def take(self, cost: int) -> int:
         """Something was taken out; the credit to return now, 0 until half the window is owed."""
         self._owed += cost

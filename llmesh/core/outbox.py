@@ -56,7 +56,9 @@ class Outbox:
 
     def drop(self, call: int) -> int:
         """Forget the large pieces of a call that nobody wants any more; the sum of their costs."""
-        pieces = self._pieces.pop(call, ())
+        pieces = self._pieces.pop(call, None)
+        if pieces is None:
+            return 0
         self.size -= sum(len(piece.data) for piece in pieces)
         return sum(piece.cost for piece in pieces)
 

@@ -97,9 +97,9 @@ class Call:
                 raise self._failure
             if self._deaf:
                 raise trio.EndOfChannel
-            self._arrival = trio.Event()
+            self._arrival = arrival = trio.Event()
             try:
-                await self._arrival.wait()
+                await arrival.wait()
             finally:
                 self._arrival = None
         return message
@@ -162,10 +162,12 @@ class Call:
         self._wake()
 
     def release(self) -> None:
-        """Let go of whatever is still held."""
-        self.end()
+        """Let go of whatever is still held; the call's own tasks are done with it."""
+        self._mute = self._deaf = True
         self._inbox.clear()
-        self._forget_parts()
+        if self._parts:
+            self._forget_parts()
+        self._wake()
 
     async def _send_piece(self, payload: bytes, more: bool) -> None:
         cost = len(payload) + OVERHEAD
@@ -181,9 +183,10 @@ class Call:
         self._wake()
 
     def _wake(self) -> None:
-        for event in (self._arrival, self._turn):
-            if event is not None:
-                event.set()
+        if self._arrival is not None:
+            self._arrival.set()
+        if self._turn is not None:
+            self._turn.set()
 
     def _take(self) -> bytes | None:
         """Move what has arrived to the message under way, up to its end; the message if whole."""

@@ -201,14 +201,15 @@ class MemoryLink:
     """One end of a link."""
 
     def __init__(
-        self, ends: tuple[PeerId, PeerId], remote_address: str, initiator: bool, pipes: tuple[_Pipe, _Pipe]
+        self, home: MemoryHost, peer: PeerId, remote_address: str, pipes: tuple[_Pipe, _Pipe]
     ) -> None:
-        """`ends` are we and the peer, `pipes` go out and come in."""
-        self.peer_id = ends[1]
+        """The end at `home`; `pipes` go out and come in."""
+        self.peer_id = peer
         self.remote_address = remote_address
-        self.initiator = initiator
-        self._we = ends[0]
+        self.initiator = False
+        self._home = home
         self._outgoing, self._incoming = pipes
+        home.links.add(self)
 
     async def read(self) -> bytes:
         """See `Link`."""
@@ -228,8 +229,9 @@ class MemoryLink:
 
     def close(self) -> None:
         """The same at once."""
-        self._outgoing.close(self._we)
-        self._incoming.close(self._we)
+        self._outgoing.close(self._home.peer_id)
+        self._incoming.close(self._home.peer_id)
+        self._home.links.discard(self)
 
     def look_again(self) -> None:
         """The network has changed."""
@@ -281,7 +283,7 @@ class MemoryHost:
     def stop(self) -> None:
         """Break every link and answer nobody from now on."""
         self._stopped = True
-        for link in self.links:
+        for link in list(self.links):
             link.close()
 
     async def _try(self, peer: PeerId, address: str) -> MemoryLink | None:
@@ -292,18 +294,16 @@ class MemoryHost:
         if self._stopped or host is None or host.peer_id != peer or host._accept is None:
             return None
         there, back = _Pipe(self._network, self.peer_id, peer), _Pipe(self._network, peer, self.peer_id)
-        ours = MemoryLink((self.peer_id, peer), address, True, (there, back))
-        theirs = MemoryLink((peer, self.peer_id), self.addresses[0], False, (back, there))
-        self.links.add(ours)
+        ours = MemoryLink(self, peer, address, (there, back))
+        ours.initiator = True
+        theirs = MemoryLink(host, self.peer_id, self.addresses[0], (back, there))
         host._nursery.start_soon(host._welcome, theirs, host._accept)
         return ours
 
     async def _welcome(self, link: MemoryLink, accept: Accept) -> None:
-        self.links.add(link)
         try:
             await accept(link)
         finally:
-            self.links.discard(link)
             link.close()
 
 

@@ -88,17 +88,8 @@ class Session:
         self._on_greeted = on_greeted
         self._greeted = trio.Event()
         self._over: str | None = None
-        self._on: dict[type[Frame], Callable[[Any], None]] = {
-            Message: self._messaged,
-            Open: self._opened,
-            End: self._ended,
-            Failed: self._failed,
-            Credit: self._credited,
-            Cancel: self._cancelled,
-            Ping: self._pinged,
-            Pong: self._ponged,
-            Hello: self._greeted_again,
-        }
+        # What may arrive, and who takes it; at first only the peer's hello.
+        self._on: dict[type[Frame], Callable[[Any], None]] = {Hello: self._greet}
         self._sender.post(hello)
 
     @property
@@ -225,25 +216,28 @@ class Session:
     # --- what arrives; nothing below waits ----------------------------------------------------
 
     def _dispatch(self, frame: Frame) -> None:
-        if not self._greeted.is_set():
-            self._greet(frame)
-            return
-        self._on[type(frame)](frame)
+        take = self._on.get(type(frame))
+        if take is None:
+            raise ValidationFailed(f"{type(frame).__name__} is out of place.")
+        take(frame)
 
-    def _greet(self, frame: Frame) -> None:
-        if not isinstance(frame, Hello):
-            raise ValidationFailed("The first frame is not a hello.")
+    def _greet(self, frame: Hello) -> None:
         self.hello = frame
+        self._on = {
+            Message: self._messaged,
+            Open: self._opened,
+            End: self._ended,
+            Failed: self._failed,
+            Credit: self._credited,
+            Cancel: self._cancelled,
+            Ping: self._pinged,
+            Pong: self._ponged,
+        }
         self._greeted.set()
         self._on_greeted(self)
 
-    def _greeted_again(self, _frame: Hello) -> None:
-        raise ValidationFailed("A second hello.")
-
     def _read_of_session(self, payload: bytes) -> None:
-        cost = len(payload) + OVERHEAD
-        self._window.arrive(cost)
-        if owed := self._window.take(cost):
+        if owed := self._window.pass_on(len(payload) + OVERHEAD):
             self._sender.post(Credit(0, owed))
 
     def _ours(self, call: int) -> bool:
