@@ -11,10 +11,10 @@ from llmesh.errors import ValidationFailed
 
 __all__ = ["CALL_WINDOW", "OVERHEAD", "SESSION_WINDOW", "ReceiveWindow", "SendWindow"]
 
-OVERHEAD = 64
-"""What a frame with a payload costs besides its payload."""
+OVERHEAD = 128
+"""What a frame with a payload costs besides its payload: about what holding it costs in memory."""
 
-CALL_WINDOW = 256 << 10
+CALL_WINDOW = 1 << 20
 """Credit of each direction of a call at its start; a slow reader holds back only its own call."""
 
 SESSION_WINDOW = 2 << 20

@@ -27,7 +27,7 @@ MAX_MESSAGE = 64 << 20
 
 @dataclass(slots=True)
 class Budget:
-    """Bytes that the unfinished messages of one session may hold together."""
+    """What may be held for one session of messages that nobody has received yet, in credit."""
 
     left: int = 2 * MAX_MESSAGE
 
@@ -41,7 +41,7 @@ class Call:
     """
 
     __slots__ = (
-        "_arrival", "_budget", "_deaf", "_failure", "_inbox", "_incoming", "_mute", "_outgoing",
+        "_arrival", "_budget", "_deaf", "_failure", "_held", "_inbox", "_incoming", "_mute", "_outgoing",
         "_parts", "_sender", "_size", "_turn", "id", "peer_id", "protocol", "timeout",
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ class Call:
         self._outgoing = SendWindow(CALL_WINDOW)
         self._inbox: deque[tuple[bytes, bool]] = deque()
         self._parts: list[bytes] = []
-        self._size = 0
+        self._size = self._held = 0
         self._arrival: trio.Event | None = None
         self._turn: trio.Event | None = None
         self._failure: MeshError | None = None
@@ -134,8 +134,9 @@ class Call:
 
     def arrive(self, payload: bytes, more: bool) -> None:
         """The reader hands in a piece of a message.  Raises ValidationFailed for one without credit."""
-        self._incoming.arrive(len(payload) + OVERHEAD)
-        if self._deaf:
+        cost = len(payload) + OVERHEAD
+        self._incoming.arrive(cost)
+        if self._deaf or not self._hold(cost):
             return
         self._inbox.append((payload, more))
         if self._arrival is not None:
@@ -164,9 +165,8 @@ class Call:
     def release(self) -> None:
         """Let go of whatever is still held; the call's own tasks are done with it."""
         self._mute = self._deaf = True
-        self._inbox.clear()
-        if self._parts:
-            self._forget_parts()
+        if self._held:
+            self._drop()
         self._wake()
 
     async def _send_piece(self, payload: bytes, more: bool) -> None:
@@ -174,13 +174,6 @@ class Call:
         if not self.take_credit(cost):
             await self.wait_for_credit(cost)
         self._sender.add(self.id, Message(self.id, payload, more), cost)
-
-    def _give_up(self, failure: MeshError) -> None:
-        """We cannot take what comes; the waiter learns it and says so."""
-        self._deaf = True
-        self._failure = failure
-        self._inbox.clear()
-        self._wake()
 
     def _wake(self) -> None:
         if self._arrival is not None:
@@ -194,34 +187,49 @@ class Call:
             payload, more = self._inbox.popleft()
             if (owed := self._incoming.take(len(payload) + OVERHEAD)) and not self._deaf:
                 self._sender.post(Credit(self.id, owed))
-            if not more and not self._parts:
-                return payload
-            if not self._hold(payload):
-                return None
             if not more:
-                message = b"".join(self._parts)
-                self._forget_parts()
-                return message
+                return self._completed(payload)
+            self._parts.append(payload)
+            self._size += len(payload)
+            if self._size > MAX_MESSAGE:
+                self._give_up(TooLarge(f"A message is over the limit of {MAX_MESSAGE} bytes."))
         return None
 
-    def _hold(self, payload: bytes) -> bool:
-        """Keep a piece of the message under way, unless that grows too large; then the call fails."""
-        size = len(payload)
-        if self._size + size > MAX_MESSAGE:
-            self._give_up(TooLarge(f"A message is over the limit of {MAX_MESSAGE} bytes."))
+    def _completed(self, last: bytes) -> bytes:
+        if not self._parts:
+            self._let_go(len(last) + OVERHEAD)
+            return last
+        self._parts.append(last)
+        message = b"".join(self._parts)
+        self._let_go(len(message) + OVERHEAD * len(self._parts))
+        self._parts.clear()
+        self._size = 0
+        return message
+
+    def _hold(self, cost: int) -> bool:
+        """Whether the session may hold that much more; otherwise the call fails."""
+        if cost > self._budget.left:
+            self._give_up(NodeBusy("This session holds too much that nobody has received.", retry_after=1.0))
             return False
-        if size > self._budget.left:
-            self._give_up(NodeBusy("Too many unfinished messages on this session.", retry_after=1.0))
-            return False
-        self._budget.left -= size
-        self._size += size
-        self._parts.append(payload)
+        self._budget.left -= cost
+        self._held += cost
         return True
 
-    def _forget_parts(self) -> None:
-        self._budget.left += self._size
-        self._size = 0
+    def _let_go(self, cost: int) -> None:
+        self._budget.left += cost
+        self._held -= cost
+
+    def _give_up(self, failure: MeshError) -> None:
+        """We cannot take what comes; the waiter learns it and says so."""
+        self._failure = failure
+        self._deaf = True
+        self._drop()
+        self._wake()
+
+    def _drop(self) -> None:
+        self._inbox.clear()
         self._parts.clear()
+        self._let_go(self._held)
 
 
 Handler: TypeAlias = Callable[[Call, bytes], Awaitable[None]]

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from llmesh.core.credit import CALL_WINDOW
+from llmesh.core.credit import CALL_WINDOW, OVERHEAD
 from llmesh.core.frames import (
     Cancel,
     Credit,
@@ -352,7 +352,7 @@ async def test_empty_messages_cost_credit_too(autojump_clock: MockClock) -> None
 
     async with pair({"/flood": flood}) as p, p.ours.call("/flood", b""):
         await trio.sleep(1)
-        assert sent == CALL_WINDOW // 64
+        assert sent == CALL_WINDOW // OVERHEAD
 
 
 async def test_a_handler_that_does_not_read_holds_back_the_opener(autojump_clock: MockClock) -> None:
@@ -530,8 +530,8 @@ def open_(call: int, protocol: str = "/hang", payload: bytes = b"", more: bool =
         frames(open_(3), open_(1)),
         frames(open_(1), Credit(1, 1)),
         frames(open_(1), Failed(1, 1001, "", None)),
-        frames(open_(1), *[Message(1, b"x" * 60_000, False)] * 5),
-        frames(open_(1), *[Message(1, b"", True)] * 5000),
+        frames(open_(1), *[Message(1, b"x" * 60_000, False)] * 18),
+        frames(open_(1), *[Message(1, b"", True)] * 9000),
         encode(HELLO)[:HEADER] + b"\x08\x04\x10" + b"\x80" * 60,
     ],
     ids=lambda data: repr(bytes(data[:24])),
