@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -48,6 +49,9 @@ async def _obey(signals: AsyncIterable[int], running: trio.CancelScope) -> None:
 
 async def _tell(node: Node) -> None:
     _say(banner(await node.status(), node.url, node.offers))
+    # All that was loaded stays: walking it at every full collection cost 5 % of a request's time.
+    gc.collect()
+    gc.freeze()
     _say(reachability_line(await node.reachable_at(), node.peer_id))
     await trio.sleep_forever()
 

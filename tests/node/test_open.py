@@ -1,0 +1,131 @@
+"""open_node inside a trio program, on real loopback sockets."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import MAX_DESCRIPTION
+from llmesh.demo import SENTIMENT_ANALYZER
+from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, ValidationFailed
+from llmesh.node.config import NodeConfig
+from llmesh.node.faults import StartRefused
+from llmesh.node.home import open_home
+from llmesh.node.open import open_node
+from llmesh.node.values import Deployment
+
+TEXT = {"text": "你好世界"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NodeConfig:
+    return NodeConfig(port=0, listen=("/ip4/127.0.0.1/tcp/0",), mdns=False, data_dir=tmp_path / "home")
+
+
+def is_free(config: NodeConfig) -> bool:
+    with open_home(config.data_dir):
+        return not (config.data_dir / "node.json").exists()
+
+
+async def test_a_model_has_one_offer_under_its_latest_name(config: NodeConfig) -> None:
+    async with open_node(config) as node:
+        id = await node.deploy(SENTIMENT_ANALYZER, "first", Amount.parse(0.1))
+        assert id == await node.deploy(SENTIMENT_ANALYZER / "model.onnx", "second", version="2")
+        [(offer, announcement)] = await node.search("", None, 10)
+        assert (offer.card.name, offer.card.version, offer.fee) == ("second", "2", Amount(0))
+        assert announcement.offers == (offer,) == node.offers
+        assert (await node.request("second", TEXT)).model_id == id
+        assert (await node.request("second:2", "文字")).model == "second"
+        with pytest.raises(ModelNotFound):
+            await node.request("first", TEXT)
+        status = await node.status()
+        assert (status.models, status.peers, status.reachable) == (1, 0, None)
+    assert is_free(config)
+
+
+async def test_without_the_stake_nothing_is_served(config: NodeConfig) -> None:
+    async with open_node(replace(config, stake=Amount(4), min_stake=Amount(5))) as node:
+        with pytest.raises(InsufficientStake):
+            await node.deploy(SENTIMENT_ANALYZER, "m")
+        assert node.offers == ()
+        with pytest.raises(ModelNotFound):
+            await node.request("m", TEXT)
+
+
+async def test_what_cannot_be_announced_leaves_the_offer_as_it_was(config: NodeConfig) -> None:
+    async with open_node(config) as node:
+        with pytest.raises(ValidationFailed):
+            await node.deploy(SENTIMENT_ANALYZER, "m", description="x" * (MAX_DESCRIPTION + 1))
+        assert node.offers == ()
+        await node.deploy(SENTIMENT_ANALYZER, "m", Amount(7))
+        with pytest.raises(ValidationFailed):
+            await node.deploy(SENTIMENT_ANALYZER, "n", Amount(8), description="x" * (MAX_DESCRIPTION + 1))
+        [offer] = node.offers
+        assert (offer.card.name, offer.fee) == ("m", Amount(7))
+        assert [found for found, _ in await node.search("", None, 10)] == [offer]
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(config: NodeConfig) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with open_node(config):
+            raise ZeroDivisionError
+    assert is_free(config)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.1, 0.3, 1.0])
+async def test_a_cancel_at_any_time_leaves_nothing_behind(config: NodeConfig, after: float) -> None:
+    with trio.fail_after(8), trio.move_on_after(after) as scope:
+        async with open_node(replace(config, demo=True)):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert is_free(config)
+
+
+async def test_a_node_that_is_left_answers_nobody_any_more(config: NodeConfig) -> None:
+    async with open_node(config) as node:
+        assert node.ready
+    assert not node.ready
+    with pytest.raises(NodeBusy):
+        await node.request("m", TEXT)
+
+
+async def test_a_bad_model_is_refused_before_anything_is_announced(config: NodeConfig) -> None:
+    bad = replace(config, deploy=(Deployment(config.data_dir / "nothing"),))
+    with pytest.raises(StartRefused, match="nothing"):
+        async with open_node(bad):
+            pass
+    assert is_free(config)
+
+
+async def test_bad_requests_are_refused(config: NodeConfig) -> None:
+    async with open_node(config) as node:
+        for model, values, timeout in (
+            ("m", 7, 1.0),
+            ("m", {1: "x"}, 1.0),
+            ("m", TEXT, True),
+            ("m", TEXT, "1"),
+            ("m", TEXT, -1.0),
+            ("m", TEXT, float("nan")),
+            ("", TEXT, 1.0),
+        ):
+            with pytest.raises(ValidationFailed):
+                await node.request(model, values, timeout)  # type: ignore[arg-type]
+
+
+async def test_two_nodes_in_one_program_serve_each_other(config: NodeConfig, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(open_node(replace(config, demo=True)))
+        consumer = await stack.enter_async_context(
+            open_node(replace(config, data_dir=tmp_path / "other", bootstrap=provider.dial_addresses))
+        )
+        for _ in range(500):
+            if await consumer.search("senti", None, 10):
+                break
+            await trio.sleep(0.02)
+        result = await consumer.request("sentiment-analyzer", TEXT)
+        assert result.provider == provider.peer_id
