@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -30,7 +30,8 @@ __all__ = ["Limits", "Peers"]
 
 log = logging.getLogger(__name__)
 
-TICK = 1.0
+TICK, REST = 1.0, 10.0
+"""Seconds between looks, while someone is sought and when all is well."""
 DIALS = 8
 """Dials under way at once."""
 UNUSED = 60.0
@@ -138,13 +139,15 @@ class Peers:
         """Dial and close as needed."""
         async with trio.open_nursery() as nursery:
             while True:
-                self._observe()
-                for peer in [*self._wanted(), *self._missing()][: DIALS - len(self._dialling)]:
+                live = self._sessions.live()
+                self._observe(live)
+                for peer in [*self._wanted(), *self._missing(len(live))][: DIALS - len(self._dialling)]:
                     self._dialling.add(peer)
                     nursery.start_soon(self._dial, peer)
-                for session in self._superfluous():
+                for session in self._superfluous(live):
                     nursery.start_soon(self._part, session)
-                with trio.move_on_after(TICK):
+                content = len(live) >= self._limits.low and not self._watched
+                with trio.move_on_after(REST if content else TICK):
                     await self._wake.wait()
                 self._wake = trio.Event()
 
@@ -152,9 +155,9 @@ class Peers:
         record = self._directory.get(peer, self._clock())
         return record.announcement if record is not None and record.announcement.offers else None
 
-    def _observe(self) -> None:
+    def _observe(self, live: Sequence[Session]) -> None:
         now = trio.current_time()
-        for session in self._sessions.live():
+        for session in live:
             if not session.idle:
                 self._busy_at[session.peer_id] = now
 
@@ -168,9 +171,9 @@ class Peers:
             if backoff.next_at <= now and peer not in self._dialling:
                 yield peer
 
-    def _missing(self) -> list[PeerId]:
+    def _missing(self, live: int) -> list[PeerId]:
         """Whom to dial because there are too few sessions."""
-        count = len(self._sessions.live()) + len(self._dialling)
+        count = live + len(self._dialling)
         if count >= self._limits.low:
             return []
         now = trio.current_time()
@@ -183,7 +186,7 @@ class Peers:
             and (peer not in self._tries or self._tries[peer].next_at <= now)
         ]
         self._rng.shuffle(ready)
-        if not self._sessions.live():
+        if not live:
             ready.sort(key=lambda peer: peer not in self._contacts)
         return ready[: self._limits.target - count]
 
@@ -215,18 +218,18 @@ class Peers:
         contact = self._contacts.get(peer)
         return tuple(dict.fromkeys((*announced, *(contact.addresses if contact else ()))))
 
-    def _superfluous(self) -> list[Session]:
+    def _superfluous(self, live: Sequence[Session]) -> list[Session]:
         """Unused sessions above the limit, longest unused first."""
-        live = self._sessions.live()
+        excess = len(live) - self._limits.high
+        if excess <= 0:
+            return []
         now = trio.current_time()
         unused = [
-            session
+            (self._busy_at.get(session.peer_id, 0.0), session.peer_id, session)
             for session in live
-            if session.idle and now - self._busy_at.get(session.peer_id, 0.0) >= UNUSED
+            if session.idle and self._partings.wait(session.peer_id, now) == 0
         ]
-        unused.sort(key=lambda session: self._busy_at.get(session.peer_id, 0.0))
-        asked = [s for s in unused if self._partings.wait(s.peer_id, now) == 0]
-        return asked[: max(0, len(live) - self._limits.high)]
+        return [session for since, _, session in sorted(unused) if now - since >= UNUSED][:excess]
 
     async def _part(self, session: Session) -> None:
         """Close a session if its peer does not need it either."""
