@@ -136,8 +136,13 @@ class Call:
         """The reader hands in a piece of a message.  Raises ValidationFailed for one without credit."""
         cost = len(payload) + OVERHEAD
         self._incoming.arrive(cost)
-        if self._deaf or not self._hold(cost):
+        if self._deaf:
             return
+        if cost > self._budget.left:
+            self._give_up(NodeBusy("This session holds too much that nobody has received.", retry_after=1.0))
+            return
+        self._budget.left -= cost
+        self._held += cost
         self._inbox.append((payload, more))
         if self._arrival is not None:
             if more:
@@ -185,35 +190,26 @@ class Call:
         """Move what has arrived to the message under way, up to its end; the message if whole."""
         while self._inbox:
             payload, more = self._inbox.popleft()
-            if (owed := self._incoming.take(len(payload) + OVERHEAD)) and not self._deaf:
+            cost = len(payload) + OVERHEAD
+            if (owed := self._incoming.take(cost)) and not self._deaf:
                 self._sender.post(Credit(self.id, owed))
-            if not more:
-                return self._completed(payload)
+            if not more and not self._parts:
+                self._let_go(cost)
+                return payload
             self._parts.append(payload)
             self._size += len(payload)
+            if not more:
+                return self._joined()
             if self._size > MAX_MESSAGE:
                 self._give_up(TooLarge(f"A message is over the limit of {MAX_MESSAGE} bytes."))
         return None
 
-    def _completed(self, last: bytes) -> bytes:
-        if not self._parts:
-            self._let_go(len(last) + OVERHEAD)
-            return last
-        self._parts.append(last)
+    def _joined(self) -> bytes:
+        self._let_go(self._size + OVERHEAD * len(self._parts))
         message = b"".join(self._parts)
-        self._let_go(len(message) + OVERHEAD * len(self._parts))
         self._parts.clear()
         self._size = 0
         return message
-
-    def _hold(self, cost: int) -> bool:
-        """Whether the session may hold that much more; otherwise the call fails."""
-        if cost > self._budget.left:
-            self._give_up(NodeBusy("This session holds too much that nobody has received.", retry_after=1.0))
-            return False
-        self._budget.left -= cost
-        self._held += cost
-        return True
 
     def _let_go(self, cost: int) -> None:
         self._budget.left += cost

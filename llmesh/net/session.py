@@ -1,14 +1,13 @@
 """Session: the long-lived conversation with one peer, many calls at a time.
 
 One task reads and hands out frames without ever waiting, one writes (net/sender), one watches for
-silence; each incoming call runs its handler in a task of its own.  A peer that breaks the protocol
-loses the session, with one line in the log, and nothing else.
+silence; the handlers of incoming calls run in net/incoming.  A peer that breaks the protocol loses
+the session, with one line in the log, and nothing else.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -19,27 +18,16 @@ import trio
 from llmesh.core.credit import OVERHEAD, SESSION_WINDOW, ReceiveWindow
 from llmesh.core.frames import Cancel, Credit, End, Failed, Frame, Hello, Message, Open, Ping, Pong
 from llmesh.core.framing import Splitter
-from llmesh.errors import (
-    MeshError,
-    NetworkError,
-    NodeBusy,
-    NodeUnreachable,
-    RequestTimeout,
-    TooLarge,
-    ValidationFailed,
-    error_from_code,
-)  # fmt: skip
+from llmesh.errors import MeshError, NetworkError, TooLarge, ValidationFailed, error_from_code
 from llmesh.net.call import MAX_MESSAGE, Budget, Call, Handler
 from llmesh.net.host import Link
+from llmesh.net.incoming import Incoming
 from llmesh.net.sender import Sender
 from llmesh.wire.session import MAX_PROTOCOL, decode
 
-__all__ = ["MAX_CALLS", "Session"]
+__all__ = ["Session"]
 
 log = logging.getLogger(__name__)
-
-MAX_CALLS = 256
-"""Incoming calls under way at once; the next is refused with NodeBusy."""
 
 GREETING = 10.0
 PING_AFTER = 5.0
@@ -74,12 +62,11 @@ class Session:
         self.initiator = link.initiator
         self.round_trip: float | None = None
         self._link = link
-        self._handlers = handlers
         self._sender = Sender(link)
         self._window = ReceiveWindow(SESSION_WINDOW)
         self._budget = Budget()
-        self._calls: dict[int, Call] = {}
-        self._serving: dict[int, trio.CancelScope] = {}
+        self._calls: dict[int, Call] = {}  # that we opened
+        self._incoming = Incoming(handlers, self._sender)
         self._next_id = 1 if link.initiator else 2
         self._last_id = 0  # of the peer's calls
         self._scope = trio.CancelScope()
@@ -95,7 +82,7 @@ class Session:
     @property
     def idle(self) -> bool:
         """Whether no call is under way."""
-        return not self._calls
+        return not self._calls and not self._incoming.calls
 
     @property
     def spent(self) -> bool:
@@ -113,7 +100,7 @@ class Session:
         """
         if len(protocol) > MAX_PROTOCOL:
             raise ValueError(f"a protocol's name has at most {MAX_PROTOCOL} characters")
-        return _Opening(self, Call(self.peer_id, protocol, timeout, self._sender, self._budget), message)
+        return _Opening(self, self._new_call(protocol, timeout), message)
 
     async def run(self) -> None:
         """Keep the conversation going until the link is gone, the peer breaks the rules or `close`.
@@ -207,7 +194,7 @@ class Session:
         if self._over is not None:
             return
         self._over = reason
-        for call in self._calls.values():
+        for call in (*self._calls.values(), *self._incoming.calls.values()):
             call.end(NetworkError(f"The session with {self.peer_id} is over: {reason}", peer_id=self.peer_id))
         self._calls.clear()
         self._sender.close()
@@ -245,8 +232,9 @@ class Session:
 
     def _known(self, call: int) -> Call | None:
         """The call of that number, None where it is over.  Raises ValidationFailed if it never was."""
-        known = self._calls.get(call)
-        if known is None and call >= (self._next_id if self._ours(call) else self._last_id + 1):
+        ours = self._ours(call)
+        known = (self._calls if ours else self._incoming.calls).get(call)
+        if known is None and call >= (self._next_id if ours else self._last_id + 1):
             raise ValidationFailed(f"Call {call} was never opened.")
         return known
 
@@ -255,21 +243,8 @@ class Session:
         if self._ours(frame.call) or frame.call <= self._last_id:
             raise ValidationFailed(f"Call {frame.call} cannot be opened by the peer now.")
         self._last_id = frame.call
-        handler = self._handlers.get(frame.protocol)
-        if handler is None:
-            self._refuse(frame.call, NodeUnreachable(f"This node does not serve {frame.protocol!r}."))
-        elif len(self._serving) >= MAX_CALLS:
-            busy = f"This node serves {MAX_CALLS} calls of yours already."
-            self._refuse(frame.call, NodeBusy(busy, retry_after=1.0))
-        else:
-            timeout = frame.timeout_ms / 1000 if frame.timeout_ms else None
-            call = Call(self.peer_id, frame.protocol, timeout, self._sender, self._budget)
-            call.id = frame.call
-            self._calls[call.id] = call
-            call.arrive(frame.payload, frame.more)
-            deadline = math.inf if timeout is None else trio.current_time() + timeout
-            self._serving[call.id] = scope = trio.CancelScope(deadline=deadline)
-            self._nursery.start_soon(self._serve, call, handler, scope)
+        timeout = frame.timeout_ms / 1000 if frame.timeout_ms else None
+        self._incoming.open(self._new_call(frame.protocol, timeout), frame, self._nursery)
 
     def _messaged(self, frame: Message) -> None:
         self._read_of_session(frame.payload)
@@ -311,8 +286,7 @@ class Session:
             return
         if self._ours(call.id):
             raise ValidationFailed("A handler fails, it does not cancel.")
-        call.end()
-        self._serving[call.id].cancel()
+        self._incoming.cancel(call)
 
     def _pinged(self, _frame: Ping) -> None:
         self._sender.post(Pong())
@@ -322,37 +296,8 @@ class Session:
             self.round_trip = trio.current_time() - self._asked_at
             self._asked_at = None
 
-    # --- serving ----------------------------------------------------------------------------
-
-    async def _serve(self, call: Call, handler: Handler, scope: trio.CancelScope) -> None:
-        """The root of one incoming call: whatever happens in it ends here."""
-        failure: MeshError | None = None
-        try:
-            with scope:
-                await handler(call, await call.receive())
-        except MeshError as error:
-            failure = error
-        except trio.EndOfChannel:
-            failure = ValidationFailed("The call ended in the middle of the conversation.")
-        except Exception:
-            log.exception("the handler of %s failed", call.protocol)
-            failure = NetworkError("The peer failed to serve the call.")
-        finally:
-            del self._serving[call.id]
-            self._calls.pop(call.id, None)
-            unwanted = call.over  # the opener has left
-            call.release()
-        if unwanted:
-            self._sender.drop(call.id)
-        elif scope.cancelled_caught:
-            self._refuse(call.id, RequestTimeout("The time given for the call has passed."))
-        elif failure is not None:
-            self._refuse(call.id, failure)
-        else:
-            self._sender.add(call.id, End(call.id))
-
-    def _refuse(self, call: int, error: MeshError) -> None:
-        self._sender.add(call, Failed(call, error.code, error.message, error.retry_after))
+    def _new_call(self, protocol: str, timeout: float | None) -> Call:
+        return Call(self.peer_id, protocol, timeout, self._sender, self._budget)
 
 
 class _Opening:

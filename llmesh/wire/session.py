@@ -23,7 +23,7 @@ from llmesh.core.frames import (
     Ping,
     Pong,
 )  # fmt: skip
-from llmesh.core.framing import with_length
+from llmesh.core.framing import HEADER
 from llmesh.errors import ValidationFailed
 from llmesh.wire import session_pb2 as pb
 
@@ -43,7 +43,8 @@ _OF_SESSION = frozenset({_HELLO, _PING, _PONG})
 
 def encode(frame: Frame) -> bytes:
     """The frame with its length before it."""
-    return with_length(_ENCODERS[type(frame)](frame).SerializeToString())
+    body = _ENCODERS[type(frame)](frame).SerializeToString()
+    return len(body).to_bytes(HEADER, "big") + body
 
 
 def decode(body: bytes) -> Frame | None:

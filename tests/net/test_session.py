@@ -43,8 +43,9 @@ from llmesh.net import call as call_module
 from llmesh.net import session as session_module
 from llmesh.net.call import Call, Handler
 from llmesh.net.host import Link
+from llmesh.net.incoming import MAX_CALLS
 from llmesh.net.memory import MemoryNetwork
-from llmesh.net.session import MAX_CALLS, Session
+from llmesh.net.session import Session
 from llmesh.net.sessions import Sessions, open_sessions
 from llmesh.wire import session_pb2 as pb
 from llmesh.wire.session import decode, encode
