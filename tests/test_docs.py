@@ -24,7 +24,7 @@ def test_both_readmes_show_the_same_code() -> None:
 
 
 def test_both_readmes_have_the_same_sections() -> None:
-    english, chinese = (re.findall(r"^(#+) ", path.read_text(), re.M) for path in READMES)
+    english, chinese = (re.findall(r"^(#+) ", path.read_text(), re.MULTILINE) for path in READMES)
     assert english == chinese
 
 
