@@ -77,6 +77,7 @@ class Peers:
         self._parted: dict[PeerId, float] = {}
         self._dialling: set[PeerId] = set()
         self._busy_at: dict[PeerId, float] = {}
+        self._spare = 0
         self._partings = Pace(1, UNUSED)
         self._wake = trio.Event()
 
@@ -130,9 +131,13 @@ class Peers:
 
     def agree_to_part(self, peer: PeerId) -> None:
         """The peer wants to close our session.  Raises NodeBusy where we want to keep it."""
-        recently = trio.current_time() - self._busy_at.get(peer, 0.0) < UNUSED
-        if recently or len(self._sessions.live()) <= self._limits.low:
-            raise NodeBusy("This session is wanted.", retry_after=UNUSED)
+        if trio.current_time() - self._busy_at.get(peer, 0.0) < UNUSED:
+            raise NodeBusy("This session is in use.", retry_after=UNUSED)
+        if len(self._sessions.live()) <= self._limits.low:
+            self._spare = 1  # by the time it asks again, there is another in its place
+            self._wake.set()
+            raise NodeBusy("This session is one of few.", retry_after=UNUSED)
+        self._spare = 0
         self._parted[peer] = trio.current_time()
 
     async def run(self) -> None:
@@ -174,7 +179,7 @@ class Peers:
     def _missing(self, live: int) -> list[PeerId]:
         """Whom to dial because there are too few sessions."""
         count = live + len(self._dialling)
-        if count >= self._limits.low:
+        if count >= self._limits.low + self._spare:
             return []
         now = trio.current_time()
         known = {*self._contacts, *(a.peer_id for a in self._directory.providers(self._clock()))}
