@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from llmesh.node.identity import load_seed
 
 __all__ = ["Home", "open_home"]
 
+_log = logging.getLogger(__name__)
+
 
 class Home:
     """An open data directory; only `open_home` makes one, because it holds the lock."""
@@ -31,15 +34,19 @@ class Home:
         self._sequence = _number(folder / "sequence")
 
     def next_sequence(self) -> int:
-        """A number above every earlier one, over restarts too.  Blocks for the disk; raises OSError.
+        """A number above every earlier one, over restarts too.  Blocks for the disk.
 
         Where none is kept it goes on from the clock: announcements are made far less than once a
         second, so an identity that was moved without its number is still above what it said before.
+        A number that cannot be kept is good all the same: a node that finds peers with a later one
+        of its own goes on from there.
         """
-        following = int(time.time()) if self._sequence is None else self._sequence + 1
-        write_durably(self.folder / "sequence", b"%d\n" % following)
-        self._sequence = following
-        return following
+        self._sequence = int(time.time()) if self._sequence is None else self._sequence + 1
+        try:
+            write_durably(self.folder / "sequence", b"%d\n" % self._sequence)
+        except OSError as error:
+            _log.error("The number of the latest announcement cannot be kept: %s", error)
+        return self._sequence
 
     def remembered_port(self) -> int | None:
         """The port that an earlier start found free."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from random import SystemRandom
@@ -58,9 +58,9 @@ _DEMO = Deployment(SENTIMENT_ANALYZER, "sentiment-analyzer")
 async def open_node(config: NodeConfig) -> AsyncIterator[Node]:
     """Run a node for as long as the block lasts.
 
-    Raises StartRefused before anything is announced, for ports, keys, folders and models that will
-    not do.  Leaving, also by a cancel, lets running inference finish for two seconds, withdraws the
-    node's offers, and ends everything within five.
+    Raises StartRefused for ports, keys, folders and models that will not do.  Leaving, also by a
+    cancel, lets running inference finish for two seconds, withdraws the node's offers, and ends
+    everything within five.
     """
     stop = trio.Event()
     with lone_errors():
@@ -80,7 +80,11 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
         closing(gateway_socket(config)) as listener,
         trio.CancelScope() as life,
     ):
-        async with _open_rooms(config, home, drain) as rooms, trio.open_nursery() as nursery:
+        async with (
+            _open_rooms(config, home, drain) as rooms,
+            _withdrawing(rooms.announcer),
+            trio.open_nursery() as nursery,
+        ):
             node = Node(rooms, drain)
             await _deploy(config, node)
             settings = GatewaySettings(Guard.for_host(config.host))
@@ -92,8 +96,19 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
                 await stop.wait()
             life.deadline = trio.current_time() + BUDGET
             closed.set()
-            nursery.start_soon(_at_most, GRACE, drain.close)
-            nursery.start_soon(_at_most, WITHDRAWAL, rooms.announcer.withdraw)
+            with trio.move_on_after(GRACE):
+                await drain.close()
+
+
+@asynccontextmanager
+async def _withdrawing(announcer: Announcer) -> AsyncIterator[None]:
+    """However the block ends, what was announced in it is withdrawn, for half a second at most."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(WITHDRAWAL) as cleanup:
+            cleanup.shield = True
+            await announcer.withdraw()
 
 
 @asynccontextmanager
@@ -190,8 +205,3 @@ def _judge(record: bytes) -> tuple[PeerId, int] | None:
     except ValidationFailed:
         return None
     return announcement.peer_id, announcement.sequence
-
-
-async def _at_most(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    with trio.move_on_after(seconds):
-        await work()

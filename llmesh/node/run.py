@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterable
+from contextlib import suppress
 
 import trio
 
@@ -58,5 +59,6 @@ async def _tell(node: Node) -> None:
 
 def _say(text: str) -> None:
     encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody reads on: a node is no worse for that
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        sys.stdout.flush()

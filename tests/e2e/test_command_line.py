@@ -154,6 +154,18 @@ def test_a_signal_during_the_start_is_no_traceback(mesh: Mesh) -> None:
         assert "Traceback" not in node.said()
 
 
+def test_a_node_whose_output_nobody_reads_lives_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llmesh.node", "--no-mdns", "--port", "0", "--data-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as node:
+        assert node.stdout is not None
+        node.stdout.close()
+        until((tmp_path / "node.json").exists, 30, "ready")
+        time.sleep(0.5)
+        assert node.poll() is None
+        node.terminate()
+        assert node.wait(10) == 0
+
+
 def test_without_asking_the_next_free_port_is_taken_and_remembered(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LLMESH_")}
     command = [sys.executable, "-m", "llmesh.node", "--no-mdns", "--port", "0", "--data-dir"]

@@ -19,6 +19,10 @@ from llmesh.node.home import open_home
 from llmesh.node.identity import load_seed
 
 
+def full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_new_home_gets_a_key_for_its_owner_alone(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     with open_home(folder) as home:
@@ -73,6 +77,20 @@ def test_a_damaged_sequence_goes_on_from_the_clock(tmp_path: Path, damage: bytes
     (tmp_path / "sequence").write_bytes(damage)
     with open_home(tmp_path) as home:
         assert home.next_sequence() >= first
+
+
+def test_a_full_disk_stops_no_announcement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_home(tmp_path) as home:
+        first = home.next_sequence()
+        monkeypatch.setattr(os, "fsync", full)
+        assert [home.next_sequence(), home.next_sequence()] == [first + 1, first + 2]
+        assert "No space left" in caplog.text
+        monkeypatch.undo()
+        assert home.next_sequence() == first + 3
+    with open_home(tmp_path) as home:
+        assert home.next_sequence() == first + 4
 
 
 def test_ports_are_remembered(tmp_path: Path) -> None:
@@ -131,10 +149,6 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_durably(tmp_path / "f", b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_durably(tmp_path / "f", b"new")

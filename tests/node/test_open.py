@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,23 @@ async def test_a_bad_model_is_refused_before_anything_is_announced(config: NodeC
         async with open_node(bad):
             pass
     assert is_free(config)
+
+
+async def test_a_start_that_fails_late_withdraws_what_it_announced(
+    config: NodeConfig, tmp_path: Path
+) -> None:
+    async with open_node(replace(config, data_dir=tmp_path / "watcher")) as watcher:
+        directory = watcher._rooms.discovery.directory
+        bad = replace(
+            config,
+            bootstrap=watcher.dial_addresses,
+            demo=True,
+            deploy=(Deployment(Path("nothing")),),
+        )
+        with pytest.raises(StartRefused, match="nothing"):
+            async with open_node(bad):
+                pass
+        assert directory.search("", None, 10, time.time()) == []
 
 
 async def test_bad_requests_are_refused(config: NodeConfig) -> None:
