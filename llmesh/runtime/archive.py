@@ -6,6 +6,7 @@ is refused, and every limit holds again while the bytes come out, whatever the h
 
 from __future__ import annotations
 
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -20,6 +21,11 @@ from llmesh.errors import TooLarge, ValidationFailed
 __all__ = ["ArchiveLimits", "unpack"]
 
 _PIECE = 1 << 20
+# What the standard library raises on bytes that are no archive; bz2 and gzip use OSError without errno.
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,8 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits())
     """Write the archive's files below an existing empty folder.
 
     Raises ValidationFailed for what is not such an archive, for links, devices and paths that
-    leave the folder, and TooLarge over a limit; the folder may then hold a part and is the
-    caller's to remove.
+    leave the folder, TooLarge over a limit, OSError where the disk fails; the folder may then
+    hold a part and is the caller's to remove.
     """
     room = min(limits.size, archive.stat().st_size * limits.ratio + _PIECE)
     seen: set[str] = set()
@@ -55,14 +61,9 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits())
                 raise ValidationFailed(f"The archive has {entry.path.as_posix()!r} twice.")
             seen.add(entry.path.as_posix().casefold())
             room -= _write(entry, folder, room)
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the archive
         raise ValidationFailed(f"The archive is damaged or of an unknown kind: {error}.") from None
 
 
