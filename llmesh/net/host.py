@@ -85,5 +85,8 @@ class Host(Protocol):
         A cancelled dial leaves nothing open.
         """
 
+    async def reaches(self, peer: PeerId, address: str) -> bool:
+        """Whether a new connection to the address ends at the peer; it is closed again at once."""
+
     async def hang_up(self, peer: PeerId) -> None:
         """Close every connection with the peer."""

@@ -1,14 +1,35 @@
-"""Bundle: a model's files in a folder, with the ModelId that they have."""
+"""Bundle: a model's files in a folder, with the ModelId that they have.
+
+A bundle is read where it lies; nothing is copied and nothing is run.  Every file under the folder
+belongs to it except hidden ones, so that the id covers all that a worker may open.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import trio
 
 from llmesh.core.ids import ModelId
-from llmesh.core.model import BundleFile
+from llmesh.core.model import BundleFile, model_id_of
+from llmesh.errors import ValidationFailed
+from llmesh.runtime.onnx_file import external_data
 
-__all__ = ["Bundle"]
+__all__ = ["Bundle", "read_bundle"]
+
+_MAX_FILES = 1_000
+_MAX_BYTES = 64 << 30
+_MAX_DEPTH = 8
+_BLOCK = 1 << 20
+_NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CONFIGS = ("config.json", "tokenizer.json")
+_PLACES = ("model.onnx", "onnx/model.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +40,150 @@ class Bundle:
     files: tuple[BundleFile, ...]
     id: ModelId
     graph: str
+
+
+async def read_bundle(path: Path) -> Bundle:
+    """The bundle at a path: a folder, or an `.onnx` file.
+
+    An `.onnx` beside a `config.json` or `tokenizer.json` (or in the `onnx` folder beside them)
+    stands for that whole folder, under the same id; without them it is a bundle of itself and the
+    external data that it names.  Reads and hashes in a thread; a cancel stops that within a block.
+    Raises ValidationFailed, which names the file and the reason.
+    """
+    return await trio.to_thread.run_sync(_read, path)
+
+
+def _read(path: Path) -> Bundle:
+    with _faults_named(path.name):
+        if path.is_dir():
+            folder = path.resolve()
+            sizes = _regular_files(folder)
+            graph = _pick_graph(sizes)
+        elif path.suffix == ".onnx" and path.exists():
+            folder, graph = _split(path)
+            sizes = _regular_files(folder) if _has_configs(folder) else {}
+        else:
+            raise ValidationFailed(f"{path} is neither a folder nor an .onnx file.")
+    data = _external_files(folder, graph)
+    if not sizes:
+        sizes = {name: _regular_size(folder, name) for name in (graph, *data)}
+    for name in data:
+        if name not in sizes:
+            raise ValidationFailed(f"{graph} keeps data in {name}, which is hidden or not there.")
+    files = tuple(BundleFile(name, size, _sha256(folder, name, size)) for name, size in sorted(sizes.items()))
+    return Bundle(folder, files, model_id_of(files), graph)
+
+
+@contextmanager
+def _faults_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValidationFailed(f"{name} cannot be read: {error.strerror or error}.") from None
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The folder whose bundle an `.onnx` file stands for, and its path in there."""
+    folder = path.parent.resolve()
+    if folder.name == "onnx" and not _has_configs(folder) and _has_configs(folder.parent):
+        return folder.parent, f"onnx/{path.name}"
+    return folder, path.name
+
+
+def _has_configs(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _CONFIGS)
+
+
+def _regular_files(folder: Path) -> dict[str, int]:
+    """Path and size of every file below a folder, hidden ones aside; nothing else may be there."""
+    sizes: dict[str, int] = {}
+    for name in _names(folder, PurePosixPath(), 0):
+        sizes[name] = _regular_size(folder, name)
+        if len(sizes) > _MAX_FILES or sum(sizes.values()) > _MAX_BYTES:
+            raise ValidationFailed(
+                f"{folder} holds more than a bundle may: {_MAX_FILES} files, {_MAX_BYTES >> 30} GiB."
+            )
+    return sizes
+
+
+def _names(folder: Path, below: PurePosixPath, depth: int) -> Iterator[str]:
+    if depth > _MAX_DEPTH:
+        raise ValidationFailed(f"{below} lies more than {_MAX_DEPTH} folders deep.")
+    trio.from_thread.check_cancelled()
+    with os.scandir(folder / below) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _names(folder, below / entry.name, depth + 1)
+            else:
+                yield str(below / entry.name)
+
+
+def _regular_size(folder: Path, name: str) -> int:
+    """The size of a file that may belong to a bundle: regular, and under a plain name."""
+    if not name.isprintable():  # line ends would make the text that the id hashes ambiguous
+        raise ValidationFailed(f"{name!a} is no name for a file of a bundle.")
+    with _faults_named(name):
+        status = (folder / name).lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise ValidationFailed(
+            f"{name} is a symbolic link; a bundle holds the files themselves (copy it with `cp -rL`)."
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise ValidationFailed(f"{name} is not a regular file.")
+    return status.st_size
+
+
+def _pick_graph(names: Iterable[str]) -> str:
+    graphs = sorted(name for name in names if name.endswith(".onnx"))
+    for name in _PLACES:
+        if name in graphs:
+            return name
+    if len(graphs) == 1:
+        return graphs[0]
+    if not graphs:
+        raise ValidationFailed("The folder holds no .onnx file.")
+    listed = ", ".join(graphs[:10]) + (", ..." if len(graphs) > 10 else "")
+    raise ValidationFailed(f"The folder holds several graphs; give the path of one of {listed}.")
+
+
+def _external_files(folder: Path, graph: str) -> list[str]:
+    """Paths of the files with a graph's external data: inside the folder, and no links.
+
+    A hard link is refused here because it would hand the model a file from elsewhere as its weights.
+    """
+    _regular_size(folder, graph)
+    with _faults_named(graph):
+        locations = external_data(folder / graph)
+    if len(locations) > _MAX_FILES:
+        raise ValidationFailed(f"{graph} keeps data in more than {_MAX_FILES} files.")
+    return sorted({_external_file(folder, graph, location) for location in locations})
+
+
+def _external_file(folder: Path, graph: str, location: str) -> str:
+    inside = PurePosixPath(location)
+    if not location or inside.is_absolute() or ".." in inside.parts:
+        raise ValidationFailed(f"{graph} keeps data outside its folder, in {location[:200]!r}.")
+    name = str(PurePosixPath(graph).parent / inside)
+    for parent in list(PurePosixPath(name).parents)[:-1]:
+        if (folder / parent).is_symlink():
+            raise ValidationFailed(f"{graph} keeps data in {name}, but {parent} is a symbolic link.")
+    _regular_size(folder, name)
+    with _faults_named(name):
+        if (folder / name).lstat().st_nlink > 1:
+            raise ValidationFailed(f"{name} has a second name elsewhere (a hard link); copy it.")
+    return name
+
+
+def _sha256(folder: Path, name: str, size: int) -> str:
+    digest = hashlib.sha256()
+    with _faults_named(name), os.fdopen(os.open(folder / name, _NO_LINK), "rb") as file:
+        read = 0
+        while block := file.read(_BLOCK):
+            trio.from_thread.check_cancelled()
+            read += len(block)
+            digest.update(block)
+    if read != size:
+        raise ValidationFailed(f"{name} changed while it was read.")
+    return digest.hexdigest()

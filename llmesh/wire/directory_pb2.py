@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmesh/wire/directory.proto\x12\x0bllmesh.wire\",\n\x06Record\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\")\n\x06\x43ursor\x12\r\n\x05start\x18\x01 \x01(\x06\x12\x10\n\x08position\x18\x02 \x01(\x04\"N\n\x04Sync\x12#\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x13.llmesh.wire.Cursor\x12!\n\x04news\x18\x02 \x03(\x0b\x32\x13.llmesh.wire.Record\"G\n\x06Search\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07max_fee\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05limit\x18\x03 \x01(\rB\n\n\x08_max_fee\"(\n\x03Get\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"N\n\x04News\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.llmesh.wire.Record\x12 \n\x05hints\x18\x02 \x03(\x0b\x32\x11.llmesh.wire.Hint\")\n\x04Hint\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\x9d\x01\n\x05Query\x12!\n\x04sync\x18\x01 \x01(\x0b\x32\x11.llmesh.wire.SyncH\x00\x12%\n\x06search\x18\x02 \x01(\x0b\x32\x13.llmesh.wire.SearchH\x00\x12\x1f\n\x03get\x18\x03 \x01(\x0b\x32\x10.llmesh.wire.GetH\x00\x12!\n\x04news\x18\x04 \x01(\x0b\x32\x11.llmesh.wire.NewsH\x00\x42\x06\n\x04kind\"S\n\x06\x41nswer\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.llmesh.wire.Record\x12#\n\x06\x63ursor\x18\x02 \x01(\x0b\x32\x13.llmesh.wire.Cursorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmesh/wire/directory.proto\x12\x0bllmesh.wire\",\n\x06Record\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\")\n\x06\x43ursor\x12\r\n\x05start\x18\x01 \x01(\x06\x12\x10\n\x08position\x18\x02 \x01(\x04\":\n\x04Sync\x12#\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x13.llmesh.wire.Cursor\x12\r\n\x05known\x18\x02 \x01(\x0c\"k\n\x06Search\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07max_fee\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\r\n\x05limit\x18\x03 \x01(\r\x12\x15\n\x08model_id\x18\x04 \x01(\x0cH\x01\x88\x01\x01\x42\n\n\x08_max_feeB\x0b\n\t_model_id\")\n\x04Hint\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"(\n\x03Get\x12!\n\x06wanted\x18\x01 \x03(\x0b\x32\x11.llmesh.wire.Hint\"N\n\x04News\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.llmesh.wire.Record\x12 \n\x05hints\x18\x02 \x03(\x0b\x32\x11.llmesh.wire.Hint\"\t\n\x07Parting\"\xc6\x01\n\x05Query\x12!\n\x04sync\x18\x01 \x01(\x0b\x32\x11.llmesh.wire.SyncH\x00\x12%\n\x06search\x18\x02 \x01(\x0b\x32\x13.llmesh.wire.SearchH\x00\x12\x1f\n\x03get\x18\x03 \x01(\x0b\x32\x10.llmesh.wire.GetH\x00\x12!\n\x04news\x18\x04 \x01(\x0b\x32\x11.llmesh.wire.NewsH\x00\x12\'\n\x07parting\x18\x05 \x01(\x0b\x32\x14.llmesh.wire.PartingH\x00\x42\x06\n\x04kind\"c\n\x06\x41nswer\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.llmesh.wire.Record\x12#\n\x06\x63ursor\x18\x02 \x01(\x0b\x32\x13.llmesh.wire.Cursor\x12\x0e\n\x06wanted\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CURSOR']._serialized_start=90
   _globals['_CURSOR']._serialized_end=131
   _globals['_SYNC']._serialized_start=133
-  _globals['_SYNC']._serialized_end=211
-  _globals['_SEARCH']._serialized_start=213
-  _globals['_SEARCH']._serialized_end=284
-  _globals['_GET']._serialized_start=286
-  _globals['_GET']._serialized_end=326
-  _globals['_NEWS']._serialized_start=328
-  _globals['_NEWS']._serialized_end=406
-  _globals['_HINT']._serialized_start=408
-  _globals['_HINT']._serialized_end=449
-  _globals['_QUERY']._serialized_start=452
-  _globals['_QUERY']._serialized_end=609
-  _globals['_ANSWER']._serialized_start=611
-  _globals['_ANSWER']._serialized_end=694
+  _globals['_SYNC']._serialized_end=191
+  _globals['_SEARCH']._serialized_start=193
+  _globals['_SEARCH']._serialized_end=300
+  _globals['_HINT']._serialized_start=302
+  _globals['_HINT']._serialized_end=343
+  _globals['_GET']._serialized_start=345
+  _globals['_GET']._serialized_end=385
+  _globals['_NEWS']._serialized_start=387
+  _globals['_NEWS']._serialized_end=465
+  _globals['_PARTING']._serialized_start=467
+  _globals['_PARTING']._serialized_end=476
+  _globals['_QUERY']._serialized_start=479
+  _globals['_QUERY']._serialized_end=677
+  _globals['_ANSWER']._serialized_start=679
+  _globals['_ANSWER']._serialized_end=778
 # @@protoc_insertion_point(module_scope)

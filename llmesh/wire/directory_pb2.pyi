@@ -23,38 +23,24 @@ class Cursor(_message.Message):
     def __init__(self, start: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Sync(_message.Message):
-    __slots__ = ("cursor", "news")
+    __slots__ = ("cursor", "known")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
-    NEWS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     cursor: Cursor
-    news: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, cursor: _Optional[_Union[Cursor, _Mapping]] = ..., news: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    known: bytes
+    def __init__(self, cursor: _Optional[_Union[Cursor, _Mapping]] = ..., known: _Optional[bytes] = ...) -> None: ...
 
 class Search(_message.Message):
-    __slots__ = ("name", "max_fee", "limit")
+    __slots__ = ("name", "max_fee", "limit", "model_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MAX_FEE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     max_fee: bytes
     limit: int
-    def __init__(self, name: _Optional[str] = ..., max_fee: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
-
-class Get(_message.Message):
-    __slots__ = ("peer_id", "sequence")
-    PEER_ID_FIELD_NUMBER: _ClassVar[int]
-    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    peer_id: str
-    sequence: int
-    def __init__(self, peer_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
-
-class News(_message.Message):
-    __slots__ = ("records", "hints")
-    RECORDS_FIELD_NUMBER: _ClassVar[int]
-    HINTS_FIELD_NUMBER: _ClassVar[int]
-    records: _containers.RepeatedCompositeFieldContainer[Record]
-    hints: _containers.RepeatedCompositeFieldContainer[Hint]
-    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., hints: _Optional[_Iterable[_Union[Hint, _Mapping]]] = ...) -> None: ...
+    model_id: bytes
+    def __init__(self, name: _Optional[str] = ..., max_fee: _Optional[bytes] = ..., limit: _Optional[int] = ..., model_id: _Optional[bytes] = ...) -> None: ...
 
 class Hint(_message.Message):
     __slots__ = ("peer_id", "sequence")
@@ -64,22 +50,44 @@ class Hint(_message.Message):
     sequence: int
     def __init__(self, peer_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
 
+class Get(_message.Message):
+    __slots__ = ("wanted",)
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    wanted: _containers.RepeatedCompositeFieldContainer[Hint]
+    def __init__(self, wanted: _Optional[_Iterable[_Union[Hint, _Mapping]]] = ...) -> None: ...
+
+class News(_message.Message):
+    __slots__ = ("records", "hints")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    HINTS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    hints: _containers.RepeatedCompositeFieldContainer[Hint]
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., hints: _Optional[_Iterable[_Union[Hint, _Mapping]]] = ...) -> None: ...
+
+class Parting(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Query(_message.Message):
-    __slots__ = ("sync", "search", "get", "news")
+    __slots__ = ("sync", "search", "get", "news", "parting")
     SYNC_FIELD_NUMBER: _ClassVar[int]
     SEARCH_FIELD_NUMBER: _ClassVar[int]
     GET_FIELD_NUMBER: _ClassVar[int]
     NEWS_FIELD_NUMBER: _ClassVar[int]
+    PARTING_FIELD_NUMBER: _ClassVar[int]
     sync: Sync
     search: Search
     get: Get
     news: News
-    def __init__(self, sync: _Optional[_Union[Sync, _Mapping]] = ..., search: _Optional[_Union[Search, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., news: _Optional[_Union[News, _Mapping]] = ...) -> None: ...
+    parting: Parting
+    def __init__(self, sync: _Optional[_Union[Sync, _Mapping]] = ..., search: _Optional[_Union[Search, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., news: _Optional[_Union[News, _Mapping]] = ..., parting: _Optional[_Union[Parting, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("records", "cursor")
+    __slots__ = ("records", "cursor", "wanted")
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[Record]
     cursor: Cursor
-    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ...) -> None: ...
+    wanted: bytes
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., wanted: _Optional[bytes] = ...) -> None: ...

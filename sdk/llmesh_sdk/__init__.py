@@ -1,0 +1,9 @@
+"""The Python SDK: a thin client of a node's gateway, for asyncio and trio.
+
+It needs none of the node's libraries; the HTTP client is loaded with the first call.
+"""
+
+from llmesh_sdk.client import MeshClient
+from llmesh_sdk.results import InferenceResult, ModelOffer, NodeStatus
+
+__all__ = ["InferenceResult", "MeshClient", "ModelOffer", "NodeStatus"]

@@ -1,0 +1,124 @@
+"""The gateway's application: the table of routes, and the root under which every request runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
+
+from quart import Response, has_request_context, request
+from quart_trio import QuartTrio
+
+from llmesh.errors import (
+    InsufficientBalance,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeBusy,
+    NodeUnreachable,
+    RequestTimeout,
+)
+from llmesh.gateway.docs import docs_routes
+from llmesh.gateway.guard import Guard
+from llmesh.gateway.inference import Router, post_inference
+from llmesh.gateway.models import Catalogue, get_models
+from llmesh.gateway.openapi import Route
+from llmesh.gateway.problems import answer_to
+from llmesh.gateway.request import Request, new_request_id
+from llmesh.gateway.schema import (
+    HealthBody,
+    InferenceBody,
+    ModelsBody,
+    ModelsQuery,
+    ResultBody,
+    StatusBody,
+)
+from llmesh.gateway.status import NodeView, get_health, get_readiness, get_status
+
+__all__ = ["GatewaySettings", "create_app", "routes"]
+
+_ROUTER_ERRORS = (
+    ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """Whom to serve and how much to take: `max_body` in bytes, `body_timeout` in seconds."""
+
+    guard: Guard = field(default_factory=Guard)
+    max_body: int = 16 * 1024 * 1024
+    body_timeout: float = 20.0
+
+
+def create_app(
+    router: Router, catalogue: Catalogue, node: NodeView, settings: GatewaySettings | None = None
+) -> QuartTrio:
+    """The ASGI application of one node; serve it with `gateway.server`."""
+    settings = settings or GatewaySettings()
+    app = QuartTrio("llmesh.gateway", static_folder=None)
+    app.request_class = Request
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body
+    app.config["BODY_TIMEOUT"] = settings.body_timeout
+    app.url_map.merge_slashes = False
+    table = routes(router, catalogue, node)
+    for route in table:
+        app.add_url_rule(
+            route.path,
+            f"{route.method} {route.path}",
+            _endpoint(route.view),
+            methods=[route.method],
+            provide_automatic_options=False,
+        )
+    app.before_request(partial(_check, settings.guard))
+    app.register_error_handler(Exception, _fail)
+    app.after_request(_stamp)
+    return app
+
+
+def routes(router: Router, catalogue: Catalogue, node: NodeView) -> tuple[Route, ...]:
+    """Everything the gateway serves, told once for the app, the OpenAPI document and the page."""
+    api = (
+        Route(
+            "POST", "/api/v1/inference", partial(post_inference, router),
+            "Run one inference on whoever offers the model.",
+            answer=ResultBody, body=InferenceBody, errors=_ROUTER_ERRORS,
+        ),
+        Route(
+            "GET", "/api/v1/models", partial(get_models, catalogue),
+            "Search the models on offer.", answer=ModelsBody, query=ModelsQuery,
+        ),
+        Route("GET", "/api/v1/status", partial(get_status, node), "Who this node is and how it stands.",
+              answer=StatusBody),
+        Route("GET", "/healthz", get_health, "Whether the node's process is alive.", answer=HealthBody),
+        Route("GET", "/readyz", partial(get_readiness, node), "Whether the node can serve requests.",
+              answer=HealthBody, errors=(NodeBusy,)),
+    )  # fmt: skip
+    return (*api, *docs_routes(api))
+
+
+def _endpoint(view: Callable[[Request], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
+    async def endpoint() -> Response:
+        return await view(_current())
+
+    return endpoint
+
+
+def _current() -> Request:
+    return cast("Request", request._get_current_object())  # type: ignore[attr-defined]
+
+
+async def _check(guard: Guard) -> None:
+    guard.check(_current())
+
+
+async def _fail(error: Exception) -> Response:
+    # A WebSocket handshake ends here too, outside any request: no route takes one.
+    return answer_to(error, _current().id if has_request_context() else new_request_id())
+
+
+async def _stamp(response: Response) -> Response:
+    response.headers["X-Request-Id"] = _current().id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response

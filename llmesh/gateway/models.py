@@ -1,0 +1,46 @@
+"""GET /api/v1/models: the offers this node knows of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from quart import Response
+
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.gateway.request import Request
+from llmesh.gateway.schema import ModelBody, ModelsBody, ModelsQuery, decode_query, encode, mesh
+
+__all__ = ["Catalogue", "get_models"]
+
+
+class Catalogue(Protocol):
+    """Where offers are looked up."""
+
+    async def search(
+        self, part: str, max_fee: Amount | None, limit: int
+    ) -> Sequence[tuple[Offer, Announcement]]:
+        """At most `limit` valid offers whose name contains `part` and that cost at most `max_fee`."""
+
+
+async def get_models(catalogue: Catalogue, request: Request) -> Response:
+    """List offers."""
+    query = decode_query(request.query_string, ModelsQuery)
+    found = await catalogue.search(query.name, query.most, query.limit)
+    body = ModelsBody([_render(offer, announcement) for offer, announcement in found])
+    return Response(encode(body), content_type="application/json")
+
+
+def _render(offer: Offer, announcement: Announcement) -> ModelBody:
+    return ModelBody(
+        name=offer.card.name,
+        version=offer.card.version,
+        model_id=offer.model_id,
+        task=offer.task,
+        fee=mesh(offer.fee),
+        provider=announcement.peer_id,
+        stake=mesh(announcement.stake),
+        description=offer.card.description,
+        licence=offer.card.licence,
+    )

@@ -1,0 +1,284 @@
+"""The JSON shapes of the gateway, and the only place that knows them.
+
+Requests are decoded straight into these structs, which refuse what they do not name; answers are
+made from core's values.  Amounts are JSON numbers of MESH, written exactly; JSON has no NaN or
+infinity, so in an output they become null.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from llmesh.core.amount import Amount
+from llmesh.core.encoding import DTYPES, Tensor, Value
+from llmesh.core.ids import RequestId
+from llmesh.core.inference import InferenceRequest, Result
+from llmesh.core.reference import ModelRef
+from llmesh.errors import MeshError, ValidationFailed
+
+__all__ = [
+    "HealthBody",
+    "InferenceBody",
+    "Malformed",
+    "ModelBody",
+    "ModelsBody",
+    "ModelsQuery",
+    "Problem",
+    "ResultBody",
+    "StatusBody",
+    "UsageBody",
+    "decode_body",
+    "decode_query",
+    "encode",
+    "mesh",
+    "problem",
+]
+
+MAX_TIMEOUT = 3600.0
+MAX_MODELS = 1000
+_MAX_QUERY_FIELDS = 16
+_MAX_DETAIL = 300
+_FORMATS = {
+    "bool": "?", "uint8": "B", "int8": "b", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i",
+    "uint64": "Q", "int64": "q", "float16": "e", "float32": "f", "float64": "d",
+}  # fmt: skip
+
+_Mesh = Annotated[Raw, Meta(description="MESH", extra_json_schema={"type": "number", "minimum": 0})]
+_MaxFee = Annotated[
+    int | float | str,
+    Meta(description="The most one inference may cost, in MESH; a number or its decimal text."),
+]
+_Text = Annotated[str, Meta(min_length=1)]
+_Named = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=256)], Any], Meta(min_length=1, max_length=256)
+]
+_T = TypeVar("_T", bound=Struct)
+
+
+class Malformed(ValidationFailed):
+    """A body that is not JSON at all; HTTP tells it from JSON that says the wrong thing."""
+
+    http_status = 400
+
+
+class InferenceBody(Struct, forbid_unknown_fields=True):
+    """What to run on what."""
+
+    model: Annotated[
+        str, Meta(min_length=1, max_length=300, description="`name`, `name:version` or `name@id`.")
+    ]
+    input: Annotated[_Text | _Named, Meta(description='Values by name; a bare string means {"text": ...}.')]
+    timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT, description="Seconds for the whole request.")] = 30.0
+    max_fee: _MaxFee | None = None
+
+    def to_request(self, id: RequestId) -> InferenceRequest:
+        """The request these words stand for.  Raises ValidationFailed."""
+        return InferenceRequest(
+            id=id,
+            model=ModelRef.parse(self.model),
+            input={"text": self.input} if isinstance(self.input, str) else self.input,
+            timeout=self.timeout,
+            max_fee=_limit(self.max_fee),
+        )
+
+
+class UsageBody(Struct):
+    """What the work amounted to."""
+
+    input_tokens: int
+    output_tokens: int
+    compute_ms: float
+
+
+class ResultBody(Struct):
+    """Who served which model, what it said, what it cost."""
+
+    request_id: str
+    model: str
+    model_id: str
+    output: Annotated[
+        dict[str, Any], Meta(description="Values by name; a tensor is a nested list, NaN is null.")
+    ]
+    fee: _Mesh
+    provider: str
+    latency_ms: float
+    usage: UsageBody
+    attempts: int
+
+    @classmethod
+    def of(cls, result: Result) -> Self:
+        usage = result.usage
+        return cls(
+            request_id=result.request_id,
+            model=result.model,
+            model_id=result.model_id,
+            output=_plain(result.output),
+            fee=mesh(result.fee),
+            provider=result.provider,
+            latency_ms=round(result.latency_ms, 3),
+            usage=UsageBody(usage.input_tokens, usage.output_tokens, round(usage.compute_ms, 3)),
+            attempts=result.attempts,
+        )
+
+
+class ModelsQuery(Struct, forbid_unknown_fields=True):
+    """Which offers are wanted."""
+
+    name: Annotated[str, Meta(max_length=128, description="Part of the model's name.")] = ""
+    max_fee: _MaxFee | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_MODELS, description="How many at most.")] = 100
+
+    @property
+    def most(self) -> Amount | None:
+        """`max_fee` as money.  Raises ValidationFailed."""
+        return _limit(self.max_fee)
+
+
+class ModelBody(Struct):
+    """One model at one price by one provider."""
+
+    name: str
+    version: str
+    model_id: str
+    task: str
+    fee: _Mesh
+    provider: str
+    stake: _Mesh
+    description: str
+    licence: str
+
+
+class ModelsBody(Struct):
+    """Offers this node knows of."""
+
+    models: list[ModelBody]
+
+
+class StatusBody(Struct):
+    """What this node is and sees."""
+
+    node_id: str
+    version: str
+    peers: int
+    models: int
+    stake: _Mesh
+    earnings: _Mesh
+    addresses: Annotated[Sequence[str], Meta(description="Multiaddrs where others may dial this node.")]
+    reachable: Annotated[bool | None, Meta(description="Whether a peer could dial back; null while unknown.")]
+    uptime: Annotated[float, Meta(description="Seconds since the start.")]
+
+
+class HealthBody(Struct):
+    """Health in one word."""
+
+    status: str
+
+
+class Problem(Struct):
+    """An error as RFC 9457 problem details; `code` and `name` are rows of the table of errors."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    next_step: str
+    code: int | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    retry_after: Annotated[float, Meta(description="Seconds.")] | UnsetType = UNSET
+
+
+_decode_inference = msgspec.json.Decoder(InferenceBody).decode
+encode = msgspec.json.Encoder().encode
+"""JSON text of any of the structs above, in UTF-8."""
+
+
+def decode_body(body: bytes) -> InferenceBody:
+    """Raises Malformed for what is not JSON, ValidationFailed (naming the field) for what is not valid."""
+    try:
+        return _decode_inference(body)
+    except msgspec.ValidationError as error:
+        raise ValidationFailed(_sentence(error)) from None
+    except UnicodeDecodeError:
+        raise Malformed("The body is not valid UTF-8.") from None
+    except RecursionError:
+        raise Malformed("The body is nested too deeply.") from None
+    except msgspec.DecodeError as error:
+        raise Malformed(f"The body is not JSON: {_sentence(error)}") from None
+
+
+def decode_query(query: bytes, shape: type[_T]) -> _T:
+    """A query string as a struct of `shape`.  Raises ValidationFailed, naming the field."""
+    try:
+        pairs = parse_qsl(
+            query.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_QUERY_FIELDS
+        )
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ValidationFailed("The query names a field twice.")
+        return msgspec.convert(fields, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValidationFailed(_sentence(error)) from None
+    except UnicodeDecodeError:
+        raise ValidationFailed("The query is not valid UTF-8.") from None
+    except ValueError:
+        raise ValidationFailed(f"The query has more than {_MAX_QUERY_FIELDS} fields.") from None
+
+
+def mesh(amount: Amount) -> Raw:
+    """The JSON number that is exactly this amount."""
+    return Raw(str(amount).encode())
+
+
+def problem(error: MeshError, status: int, request_id: str) -> Problem:
+    """An error of the table as problem details."""
+    return Problem(
+        type=f"/docs#{error.name}",
+        title=error.name,
+        status=status,
+        detail=error.message,
+        request_id=request_id,
+        next_step=error.next_step,
+        code=error.code,
+        name=error.name,
+        retry_after=UNSET if error.retry_after is None else error.retry_after,
+    )
+
+
+def _limit(max_fee: float | str | None) -> Amount | None:
+    try:
+        return None if max_fee is None else Amount.parse(max_fee)
+    except ValidationFailed as error:
+        raise ValidationFailed(f"max_fee: {error.message}") from None
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[:_MAX_DETAIL]}..." if len(text) > _MAX_DETAIL else f"{text}."
+
+
+def _plain(output: Mapping[str, Value]) -> dict[str, Any]:
+    return {name: _nested(value) if isinstance(value, Tensor) else value for name, value in output.items()}
+
+
+def _nested(tensor: Tensor) -> Any:
+    """Nested lists of the tensor's shape; a single value without dimensions, [] without elements."""
+    flat = struct.unpack(f"<{len(tensor.data) // DTYPES[tensor.dtype]}{_FORMATS[tensor.dtype]}", tensor.data)
+    return _shaped(flat, tensor.shape)
+
+
+def _shaped(flat: Sequence[Any], shape: Sequence[int]) -> Any:
+    if not flat:  # a peer may claim a billion rows of nothing
+        return []
+    if not shape:
+        return flat[0]
+    if len(shape) == 1:
+        return flat
+    step = len(flat) // shape[0]
+    return [_shaped(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]

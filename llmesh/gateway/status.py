@@ -1,0 +1,79 @@
+"""GET /api/v1/status and the health checks: what this node is and whether it is well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from quart import Response
+
+from llmesh.core.amount import Amount
+from llmesh.core.ids import PeerId
+from llmesh.errors import NodeBusy
+from llmesh.gateway.request import Request
+from llmesh.gateway.schema import HealthBody, StatusBody, encode, mesh
+
+__all__ = ["NodeStatus", "NodeView", "get_health", "get_readiness", "get_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node at one moment: counts of peers and of its own models; `uptime` in seconds.
+
+    `reachable` is None while no peer has tried to dial back.
+    """
+
+    node_id: PeerId
+    version: str
+    peers: int
+    models: int
+    stake: Amount
+    earnings: Amount
+    addresses: tuple[str, ...] = ()
+    reachable: bool | None = None
+    uptime: float = 0.0
+
+
+class NodeView(Protocol):
+    """What the gateway may ask its node."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether inference requests can be served now."""
+
+    async def status(self) -> NodeStatus:
+        """The present state."""
+
+
+async def get_status(node: NodeView, request: Request) -> Response:
+    """Tell who this node is and how it stands."""
+    status = await node.status()
+    return _json(
+        StatusBody(
+            node_id=status.node_id,
+            version=status.version,
+            peers=status.peers,
+            models=status.models,
+            stake=mesh(status.stake),
+            earnings=mesh(status.earnings),
+            addresses=status.addresses,
+            reachable=status.reachable,
+            uptime=round(status.uptime, 3),
+        )
+    )
+
+
+async def get_health(request: Request) -> Response:
+    """Answer as long as the event loop turns."""
+    return _json(HealthBody("ok"))
+
+
+async def get_readiness(node: NodeView, request: Request) -> Response:
+    """Answer 200 once requests can be served, 503 (2003) before."""
+    if not node.ready:
+        raise NodeBusy("This node is still starting.", retry_after=1)
+    return _json(HealthBody("ready"))
+
+
+def _json(body: StatusBody | HealthBody) -> Response:
+    return Response(encode(body), content_type="application/json")

@@ -1,0 +1,164 @@
+"""Provider: the models this node has on offer, and serving attempts at them.
+
+The same `serve` answers a peer (through net.inference) and this node's own router.  It admits,
+runs, counts and books; it knows neither wire nor directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from llmesh.core.admission import Admission, Limits, size_of
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Offer
+from llmesh.core.exchange import Accepted, Completed, Event
+from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.model import Card
+from llmesh.core.pricing import FREE, charge, check_quote
+from llmesh.core.reference import model_name, model_version
+from llmesh.errors import Conflict, ModelFailed, ModelNotFound, RequestTimeout
+from llmesh.ledger.ledger import Ledger
+from llmesh.runtime.bundle import Bundle
+from llmesh.runtime.runtime import Runtime
+
+__all__ = ["Provider"]
+
+_DEFAULT = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An attempt with the offer as it stood when it came; a new fee is for those that come later."""
+
+    attempt: Attempt
+    consumer: PeerId
+    offer: Offer
+
+
+class Provider:
+    """Serves attempts at this node's models; `peer_id` is this node's, in whose name fees are booked."""
+
+    def __init__(self, peer_id: PeerId, runtime: Runtime, ledger: Ledger, limits: Limits = _DEFAULT) -> None:
+        self.peer_id = peer_id
+        self._runtime = runtime
+        self._ledger = ledger
+        self._offers: dict[ModelId, Offer] = {}
+        self._admission = Admission(limits)
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What is on offer now, the latest last."""
+        return tuple(self._offers.values())
+
+    @property
+    def running(self) -> int:
+        """Attempts under way."""
+        return self._admission.running
+
+    async def deploy(self, bundle: Bundle, card: Card, fee: Amount) -> Offer:
+        """Load a model and put it on offer; one that is on offer gets the new card and fee.
+
+        Raises ValidationFailed for what is no model or no name, Conflict where another model is on
+        offer under this name and version.  Cancelled, it leaves no offer.
+        """
+        self._check_card(bundle.id, card)
+        info = await self._runtime.load(bundle)
+        self._check_card(bundle.id, card)  # another may have come while it loaded
+        self._offers.pop(info.id, None)
+        offer = self._offers[info.id] = Offer(info.id, card, info.task, fee)
+        return offer
+
+    async def remove(self, model: ModelId) -> None:
+        """Take a model off offer and out of memory; attempts under way fail with ModelFailed.
+
+        Raises ModelNotFound for one that is not on offer.
+        """
+        if self._offers.pop(model, None) is None:
+            raise _not_here(model)
+        await self._runtime.unload(model)
+
+    @asynccontextmanager
+    async def serve(self, attempt: Attempt, consumer: PeerId) -> AsyncGenerator[AsyncIterator[Event]]:
+        """Run an attempt; the block gets Accepted, chunks and Completed, in this order.
+
+        Entering means accepted.  Raises ModelNotFound (also where the fee is above the quote),
+        TooLarge, NodeBusy, ValidationFailed on entering; ModelFailed later; RequestTimeout when the
+        attempt's time has passed.  The fee is booked before Completed comes, once per request
+        however often it is served, and never for this node's own requests or for no answer.
+        Leaving the block early or cancelling it stops the work and books nothing.
+        """
+        offer = self._offers.get(attempt.model_id)
+        if offer is None:
+            raise _not_here(attempt.model_id)
+        if consumer != self.peer_id:
+            check_quote(offer, attempt.quote)
+        job = _Job(attempt, consumer, offer)
+        with self._place(job) as accepted, self._limited(attempt):
+            async with (
+                self._runtime.infer(attempt.model_id, attempt.input) as pieces,
+                aclosing(self._events(job, accepted, pieces)) as events,
+            ):
+                yield events
+
+    async def _events(
+        self, job: _Job, accepted: Accepted, pieces: AsyncIterator[Chunk | Usage]
+    ) -> AsyncGenerator[Event]:
+        yield accepted
+        chunks, usage = 0, Usage()
+        async for piece in pieces:
+            if isinstance(piece, Usage):
+                usage = piece
+                continue
+            if piece.index != chunks:
+                raise ModelFailed(f"The worker gave chunk {piece.index} where {chunks} was due.")
+            chunks += 1
+            yield piece
+        yield Completed(usage, await self._book(job, chunks))
+
+    async def _book(self, job: _Job, chunks: int) -> Amount:
+        fee = FREE if job.consumer == self.peer_id else charge(job.offer, chunks)
+        if fee:
+            await self._ledger.earn(self.peer_id, job.consumer, fee, job.attempt.request_id)
+        return fee
+
+    @contextmanager
+    def _place(self, job: _Job) -> Iterator[Accepted]:
+        """Hold one of the places; what it was like on arrival is the Accepted to send."""
+        accepted = Accepted(self._admission.running, self._admission.load)
+        place = self._admission.admit(job.consumer, size_of(job.attempt.input))
+        since = trio.current_time()
+        try:
+            yield accepted
+        finally:
+            self._admission.release(place, trio.current_time() - since)
+
+    @contextmanager
+    def _limited(self, attempt: Attempt) -> Iterator[None]:
+        """End the attempt when its time, or the most that any attempt may take, has passed."""
+        own_limit = self._admission.limits.seconds
+        with trio.move_on_after(min(attempt.timeout, own_limit)) as scope:
+            yield
+        if scope.cancelled_caught:
+            if attempt.timeout <= own_limit:
+                raise RequestTimeout(f"{attempt.timeout:.3g} s passed before the model had answered.")
+            raise ModelFailed(f"The model ran for {own_limit:.0f} s, the most that this node allows.")
+
+    def _check_card(self, model: ModelId, card: Card) -> None:
+        model_name(card.name)
+        model_version(card.version)
+        for offer in self._offers.values():
+            same = (offer.card.name, offer.card.version) == (card.name, card.version)
+            if same and offer.model_id != model:
+                raise Conflict(
+                    f"{card.name}:{card.version} is model {offer.model_id} here;"
+                    f" remove that first, or give {model} another version."
+                )
+
+
+def _not_here(model: ModelId) -> ModelNotFound:
+    return ModelNotFound(f"This node does not serve model {model}.")

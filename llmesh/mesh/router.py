@@ -1,0 +1,397 @@
+"""Router: one request in, one answer out, whoever of the mesh gives it.
+
+Resolves the reference to one model, ranks its providers, tries one after the other under one
+deadline.  It decides nothing that `core.ranking` can, and moves no bytes: peers are asked through
+net.inference, this node's own models through the Provider, by the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol, TypeAlias
+
+import trio
+
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.encoding import Value
+from llmesh.core.exchange import Accepted, Completed, Event
+from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result
+from llmesh.core.pricing import FREE
+from llmesh.core.ranking import Candidate, Wishes, eligible, most_bonded, rank
+from llmesh.core.reference import ModelRef
+from llmesh.errors import (
+    MeshError,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeBusy,
+    NodeUnreachable,
+    RequestTimeout,
+    ValidationFailed,
+    error_from_code,
+)
+from llmesh.mesh.provider import Provider
+from llmesh.mesh.reputation import Reputation
+from llmesh.net.inference import ask
+from llmesh.net.sessions import Sessions
+
+__all__ = ["Offers", "Router", "RouterSettings", "Streamed"]
+
+STREAM_CAPACITY = 0
+"""Events of a stream that wait for its reader: none, so that a slow reader holds back its provider."""
+
+Streamed: TypeAlias = Accepted | Chunk | Result
+"""What a stream gives: Accepted for each attempt that a provider took up, chunks, the Result last."""
+
+_Show: TypeAlias = Callable[[Accepted | Chunk], Awaitable[None]]
+
+
+class Offers(Protocol):
+    """Where offers are known; discovery is."""
+
+    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+        """Every valid offer that the reference names, as known here and now."""
+
+    async def find(self, ref: ModelRef) -> object:
+        """Ask the mesh for offers that are not known here yet.  Safe to cancel."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """Times in seconds: for a provider to accept, for the mesh to be searched, for a whole request.
+
+    `attempts` bounds the providers tried for one request; `wishes` are those of callers without any.
+    """
+
+    attempt_window: float = 2.0
+    find_window: float = 5.0
+    longest: float = 3600.0
+    attempts: int = 16
+    wishes: Wishes = field(default_factory=Wishes)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One request under way: what was tried and how far the present attempt is."""
+
+    request: InferenceRequest
+    started: float
+    show: _Show | None
+    failures: list[tuple[PeerId, MeshError]] = field(default_factory=list)
+    asked: Candidate | None = None
+    asked_at: float = 0.0
+    shown: bool = False
+
+    @property
+    def deadline(self) -> float:
+        return self.started + self.request.timeout
+
+    async def pass_on(self, event: Accepted | Chunk) -> None:
+        """To whoever watches; what a watcher has seen of an answer cannot be taken back."""
+        if self.show is not None:
+            self.shown = self.shown or isinstance(event, Chunk)
+            await self.show(event)
+
+
+_DEFAULT = RouterSettings()
+# An attempt's time is told in whole milliseconds and counts from when the peer gets it.
+_CLOCK_SLACK = 0.1
+# Of several failures, the one that tells a caller most.
+_TELLING: tuple[type[MeshError], ...] = (
+    NodeBusy,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeUnreachable,
+)
+
+
+class Router:
+    """Finds who answers a request; cancelling any of its calls stops the work everywhere."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        sessions: Sessions,
+        offers: Offers,
+        reputation: Reputation,
+        settings: RouterSettings = _DEFAULT,
+    ) -> None:
+        self._provider = provider
+        self._sessions = sessions
+        self._offers = offers
+        self._reputation = reputation
+        self._settings = settings
+        self._random = Random()  # noqa: S311  (spreads load; no secret)
+
+    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
+        """The whole answer, within the request's timeout.
+
+        Raises ModelNotFound, RequestTimeout, ValidationFailed for a bad request, or the most telling
+        failure of the providers tried.  Cancelling leaves nothing running, here or at a provider.
+        """
+        return await self._run(request, wishes, None)
+
+    @asynccontextmanager
+    async def stream(
+        self, request: InferenceRequest, wishes: Wishes | None = None
+    ) -> AsyncGenerator[AsyncIterator[Streamed]]:
+        """The answer as it comes; the block iterates over Accepted, chunks, and the Result.
+
+        Iterating raises what `infer` raises; once a chunk was seen no other provider is tried.
+        Leaving the block early stops the work.
+        """
+        send, receive = trio.open_memory_channel[Streamed | MeshError](STREAM_CAPACITY)
+        with _alone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed, request, wishes, send)
+                async with aclosing(_streamed(receive)) as events:
+                    yield events
+                nursery.cancel_scope.cancel()
+
+    async def _feed(
+        self,
+        request: InferenceRequest,
+        wishes: Wishes | None,
+        send: trio.MemorySendChannel[Streamed | MeshError],
+    ) -> None:
+        async with send:
+            try:
+                last: Result | MeshError = await self._run(request, wishes, send.send)
+            except MeshError as error:
+                last = error
+            await send.send(last)
+
+    async def _run(self, request: InferenceRequest, wishes: Wishes | None, show: _Show | None) -> Result:
+        run = _Run(request, trio.current_time(), show)
+        try:
+            self._check(request)
+            with trio.move_on_at(run.deadline):
+                candidates = await self._candidates(request, wishes or self._settings.wishes)
+                return await self._try(run, candidates)
+            self._note_late(run)
+            raise RequestTimeout(f"There was no answer within {request.timeout:g} s{_tried(run.failures)}.")
+        except MeshError as error:
+            error.request_id = request.id
+            raise
+
+    def _check(self, request: InferenceRequest) -> None:
+        if not 0 < request.timeout <= self._settings.longest:
+            raise ValidationFailed(
+                f"The timeout must be over 0 and at most {self._settings.longest:g} s,"
+                f" not {request.timeout!r}."
+            )
+
+    # --- which model, whose ---------------------------------------------------------------------
+
+    async def _candidates(self, request: InferenceRequest, wishes: Wishes) -> list[Candidate]:
+        """Providers of the one model that is meant, best first."""
+        known = self._known(request.model)
+        if not known:
+            with trio.move_on_after(min(self._settings.find_window, request.timeout / 2)):
+                await self._offers.find(request.model)
+            known = self._known(request.model)
+        if not known:
+            raise ModelNotFound(f"No valid offer of {request.model} is known, here or to the peers asked.")
+        wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
+        ranked = rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
+        return ranked[: self._settings.attempts]
+
+    def _known(self, ref: ModelRef) -> list[Candidate]:
+        model = ref.id or self._own_model(ref) or most_bonded(ref, self._offers.lookup(ref))
+        if model is None:
+            return []
+        own = self._provider.peer_id
+        cheapest: dict[PeerId, Candidate] = {}
+        for offer in self._provider.offers:
+            if offer.model_id == model:
+                cheapest[own] = Candidate(own, (), offer, FREE, FREE)
+        for offer, announcement in self._offers.lookup(ModelRef(ref.name, id=model)):
+            peer = announcement.peer_id
+            if peer != own and (peer not in cheapest or offer.fee < cheapest[peer].fee):
+                cheapest[peer] = Candidate(peer, announcement.addresses, offer, announcement.stake, offer.fee)
+        return list(cheapest.values())
+
+    def _own_model(self, ref: ModelRef) -> ModelId | None:
+        """This node's own model of that name, the one deployed last where versions differ."""
+        for offer in reversed(self._provider.offers):
+            if offer.card.name == ref.name and ref.version in ("", offer.card.version):
+                return offer.model_id
+        return None
+
+    # --- one after the other --------------------------------------------------------------------
+
+    async def _try(self, run: _Run, candidates: Sequence[Candidate]) -> Result:
+        for number, candidate in enumerate(candidates, 1):
+            try:
+                return await self._attempt(run, candidate, number, self._window(run, candidates[number:]))
+            except MeshError as error:
+                failure = _honest(error, run)
+                self._learn(candidate.peer_id, failure)
+                run.failures.append((candidate.peer_id, failure))
+                if run.shown or not failure.try_next():
+                    raise failure from error.__cause__
+        raise _verdict(run.failures)
+
+    def _window(self, run: _Run, others: Sequence[Candidate]) -> float:
+        """Seconds for a provider to accept: half of what is left where others could still be asked."""
+        left = run.deadline - trio.current_time()
+        window = min(self._settings.attempt_window, left / 2 if others else left)
+        return window if window < left else math.inf  # the deadline itself comes first
+
+    async def _attempt(self, run: _Run, candidate: Candidate, number: int, window: float) -> Result:
+        run.asked, run.asked_at = candidate, trio.current_time()
+        attempt = Attempt(
+            run.request.id,
+            number,
+            candidate.offer.model_id,
+            run.request.input,
+            candidate.fee,
+            run.deadline - run.asked_at,
+        )
+        with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
+            return await self._answer(run, candidate, attempt, scope)
+        raise NodeUnreachable(
+            f"{candidate.peer_id} did not accept the request within {window:.3g} s.",
+            peer_id=candidate.peer_id,
+        )
+
+    async def _answer(
+        self, run: _Run, candidate: Candidate, attempt: Attempt, window: trio.CancelScope
+    ) -> Result:
+        chunks: list[Chunk] = []
+        accepted = False
+        try:
+            async with self._served(candidate, attempt, window) as events:
+                async for event in events:
+                    if isinstance(event, Completed):
+                        return self._completed(run, candidate, attempt, chunks, event)
+                    if isinstance(event, Chunk):
+                        chunks.append(event)
+                    else:
+                        accepted, window.deadline = True, math.inf
+                        self._reputation.accepted(candidate.peer_id, event.load)
+                    await run.pass_on(event)
+        except NetworkError as error:
+            if error.remote or accepted:
+                raise
+            raise NodeUnreachable(error.message, peer_id=candidate.peer_id) from error
+        raise ModelFailed("The answer ended without an end.", peer_id=candidate.peer_id)
+
+    @asynccontextmanager
+    async def _served(
+        self, candidate: Candidate, attempt: Attempt, window: trio.CancelScope
+    ) -> AsyncGenerator[AsyncIterator[Event]]:
+        if candidate.peer_id == self._provider.peer_id:
+            window.deadline = math.inf  # we are here; only the caller's time is the limit
+            async with self._provider.serve(attempt, candidate.peer_id) as events:
+                yield events
+        else:
+            session = await self._sessions.to(candidate.peer_id, candidate.addresses)
+            async with ask(session, attempt) as events:
+                yield events
+
+    def _completed(
+        self,
+        run: _Run,
+        candidate: Candidate,
+        attempt: Attempt,
+        chunks: Sequence[Chunk],
+        event: Completed,
+    ) -> Result:
+        now = trio.current_time()
+        self._reputation.answered(candidate.peer_id, attempt.model_id, now - run.asked_at, event.usage)
+        return Result(
+            request_id=attempt.request_id,
+            model=run.request.model.name or candidate.offer.card.name,
+            model_id=attempt.model_id,
+            output=_output(chunks),
+            fee=event.fee,
+            provider=candidate.peer_id,
+            latency_ms=(now - run.started) * 1000,
+            usage=event.usage,
+            attempts=attempt.number,
+        )
+
+    # --- what is learnt -------------------------------------------------------------------------
+
+    def _learn(self, peer: PeerId, failure: MeshError) -> None:
+        if peer == self._provider.peer_id or not failure.try_next():
+            return
+        if isinstance(failure, ValidationFailed):
+            self._reputation.disgraced(peer)
+        elif isinstance(failure, NodeBusy):
+            self._reputation.busy(peer, failure.retry_after)
+        else:
+            self._reputation.failed(peer)
+
+    def _note_late(self, run: _Run) -> None:
+        if run.asked is not None:
+            waited = trio.current_time() - run.asked_at
+            self._reputation.late(run.asked.peer_id, run.asked.offer.model_id, waited)
+
+
+async def _streamed(
+    receive: trio.MemoryReceiveChannel[Streamed | MeshError],
+) -> AsyncGenerator[Streamed]:
+    async for event in receive:
+        if isinstance(event, MeshError):
+            raise event
+        yield event
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let what the caller's block raised out of the nursery's group as it was."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        only = group.exceptions[0]
+        raise only from only.__cause__
+
+
+def _output(chunks: Sequence[Chunk]) -> dict[str, Value]:
+    """All named values, the latest of each name, and the pieces of text put together as `text`."""
+    output = {name: value for chunk in chunks for name, value in chunk.values.items()}
+    text = "".join(chunk.text for chunk in chunks)
+    return {**output, "text": text} if text else output
+
+
+def _honest(error: MeshError, run: _Run) -> MeshError:
+    """A peer that says the time is over while it is not has only given up."""
+    left = run.deadline - trio.current_time()
+    if isinstance(error, RequestTimeout) and error.remote and left > _CLOCK_SLACK:
+        return NetworkError(
+            f"The provider gave up {left:.1f} s before the time was over.", peer_id=error.peer_id
+        )
+    return error
+
+
+def _verdict(failures: Sequence[tuple[PeerId, MeshError]]) -> MeshError:
+    """The one error for a request that every provider failed."""
+    telling = min((error for _, error in failures), key=_weight)
+    if len(failures) == 1:
+        return telling
+    return error_from_code(
+        telling.code,
+        f"{telling.message} No provider answered{_tried(failures)}.",
+        peer_id=telling.peer_id,
+        remote=telling.remote,
+        retry_after=telling.retry_after,
+    )
+
+
+def _weight(error: MeshError) -> int:
+    return _TELLING.index(type(error)) if type(error) in _TELLING else len(_TELLING)
+
+
+def _tried(failures: Sequence[tuple[PeerId, MeshError]]) -> str:
+    shown = [f"{peer[-8:]}: {error.name}" for peer, error in failures]
+    return f" ({len(shown)} tried: {', '.join(shown)})" if shown else ""

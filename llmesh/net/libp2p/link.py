@@ -1,0 +1,118 @@
+"""One yamux stream as a Link.  The session's two tasks are the only ones that use it.
+
+It reads past libp2p's own stream class, which sends a window update for each read and so cannot be
+cancelled: here the receive window is ours, granted once and then in large steps.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
+
+from llmesh.core.ids import PeerId
+from llmesh.errors import NetworkError
+from llmesh.net.libp2p.guard import end_stream
+
+__all__ = ["StreamLink", "open_link"]
+
+# Measured: 18 % more throughput than the default 256 KiB for bodies of 600 KB; 16 MiB adds nothing.
+WINDOW_BYTES = 4 * 1024 * 1024
+# Credit is returned in steps, one small frame for a megabyte.
+GRANT_BYTES = 1024 * 1024
+READ_BYTES = 256 * 1024
+# With its 12-byte header such a write fills exactly one Noise message.
+WRITE_BYTES = 65507
+# yamux itself waits 5 s for credit; a trickle of credit must not stretch one write for ever.
+WRITE_SECONDS = 8.0
+
+
+class StreamLink:
+    """See `llmesh.net.host.Link`."""
+
+    def __init__(self, stream: INetStream, *, initiator: bool) -> None:
+        mux = cast("NetStream", stream).muxed_stream
+        self.peer_id = PeerId(str(stream.muxed_conn.peer_id))
+        self.remote_address = _address_text(stream.get_remote_address())
+        self.initiator = initiator
+        self._stream = stream
+        self._mux = cast("YamuxStream", mux)
+        # What came with the negotiation is in the buffer and already off the window.
+        self._credit = self._mux.recv_window + len(
+            self._mux.conn.stream_buffers.get(self._mux.stream_id, b"")
+        )
+        self._closed = False
+        self._reading: trio.CancelScope | None = None
+
+    async def read(self) -> bytes:
+        """Some bytes, at most 256 KiB.  Raises NetworkError at the end.  Safe to cancel."""
+        if WINDOW_BYTES - self._credit >= GRANT_BYTES:
+            await self.grant()
+        data = await self._receive()
+        self._credit -= len(data)
+        if self._credit < 0:
+            await self.aclose()
+            raise self._lost("it sent more than its window allows")
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Send all of at most 65 507 bytes.  Shielded and bounded in time; raises NetworkError."""
+        if self._closed:
+            raise self._lost("the link is closed")
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_SECONDS):
+            try:
+                await self._mux.write(data)
+                return
+            except BaseLibp2pError as error:
+                raise self._lost(str(error)) from error
+        await self.aclose()
+        raise self._lost(f"it took no data for {WRITE_SECONDS:g} s")
+
+    async def aclose(self) -> None:
+        """End both directions at once; a reader gets NetworkError."""
+        self._closed = True
+        if self._reading is not None:
+            self._reading.cancel()
+        await end_stream(self._stream)
+
+    async def grant(self) -> None:
+        """Fill the peer's credit up to 4 MiB.  Shielded, bounded by the transport; raises NetworkError."""
+        credit = WINDOW_BYTES - self._credit
+        self._credit += credit
+        self._mux.recv_window += credit
+        try:
+            with trio.CancelScope(shield=True):
+                await self._mux.send_window_update(credit)
+        except BaseLibp2pError as error:
+            raise self._lost(str(error)) from error
+
+    async def _receive(self) -> bytes:
+        with trio.CancelScope() as self._reading:
+            try:
+                if not self._closed:
+                    # read_stream gives up its data without a checkpoint after taking it.
+                    return bytes(await self._mux.conn.read_stream(self._mux.stream_id, READ_BYTES))
+            except BaseLibp2pError as error:
+                raise self._lost("the peer ended it") from error
+        raise self._lost("the link is closed")
+
+    def _lost(self, why: str) -> NetworkError:
+        return NetworkError(f"The link to peer {self.peer_id} broke: {why}.", peer_id=self.peer_id)
+
+
+async def open_link(stream: INetStream, *, initiator: bool) -> StreamLink:
+    """A link over a negotiated stream, with its window granted.  Raises NetworkError."""
+    link = StreamLink(stream, initiator=initiator)
+    await link.grant()
+    return link
+
+
+def _address_text(remote: tuple[str, int] | None) -> str:
+    if remote is None:
+        return ""
+    host, port = remote
+    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"

@@ -1,0 +1,153 @@
+"""NodeConfig: every option of a node, declared once.
+
+The declaration drives `--help`, the `LLMESH_*` variables, the TOML file and the keywords of
+MeshNode.  What reads them is `sources`; this module knows no file and no environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, TypedDict, get_type_hints
+
+from llmesh.core.amount import Amount
+from llmesh.node import values
+from llmesh.node.values import Deployment
+
+__all__ = ["OPTIONS", "NodeConfig", "NodeOptions", "Option"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How one field is explained, and how its value is read; `shown` is its default in words."""
+
+    help: str
+    read: Callable[[object], object]
+    metavar: str = ""
+    repeated: bool = False
+    shown: str = ""
+
+
+def _data_dir() -> Path:
+    from platformdirs import user_data_path  # loaded only where no folder is given
+
+    return user_data_path("llmesh", appauthor=False)
+
+
+_NOTHING = Amount(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """The settings of one node; frozen, and checked by whoever made it (`sources.configure`)."""
+
+    host: Annotated[
+        str,
+        Option(
+            "Address the gateway listens on. It has no access keys yet: leave it on loopback.",
+            values.hostname,
+            "HOST",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Option("Port the gateway listens on; 0 takes any free one.", values.port, "PORT")
+    ] = 8080
+    listen: Annotated[
+        tuple[str, ...],
+        Option(
+            "Address for other nodes to connect to. If it is not given and port 4001 is taken,"
+            " the next free port is used and remembered.",
+            values.listen_address,
+            "MULTIADDR",
+            repeated=True,
+            shown="/ip4/0.0.0.0/tcp/4001",
+        ),
+    ] = ()
+    announce: Annotated[
+        tuple[str, ...],
+        Option(
+            "Address that others should dial, where it is not one of this machine's own.",
+            values.dial_address,
+            "MULTIADDR",
+            repeated=True,
+            shown="this machine's addresses",
+        ),
+    ] = ()
+    bootstrap: Annotated[
+        tuple[str, ...],
+        Option(
+            "Address of a node to join the mesh through, with its /p2p/ node id.",
+            values.bootstrap_address,
+            "MULTIADDR",
+            repeated=True,
+            shown="none",
+        ),
+    ] = ()
+    data_dir: Annotated[
+        Path,
+        Option(
+            "Folder of this node's key and state; one node at a time may use it.",
+            values.folder,
+            "FOLDER",
+            shown="the platform's data directory",
+        ),
+    ] = field(default_factory=_data_dir)
+    stake: Annotated[Amount, Option("MESH that this node bonds and announces.", values.amount, "MESH")] = (
+        _NOTHING
+    )
+    min_stake: Annotated[
+        Amount,
+        Option(
+            "MESH a provider must have bonded, this node included; the same on every node of a mesh.",
+            values.amount,
+            "MESH",
+        ),
+    ] = _NOTHING
+    deploy: Annotated[
+        tuple[Deployment, ...],
+        Option(
+            "Model to serve from the start: a folder or a .onnx file, with its name and its fee in MESH.",
+            values.deployment,
+            "PATH[,name=N][,fee=F]",
+            repeated=True,
+            shown="none",
+        ),
+    ] = ()
+    demo: Annotated[
+        bool, Option("Serve the demo model, sentiment-analyzer, too.", values.switch, shown="off")
+    ] = False
+    mdns: Annotated[bool, Option("Find nodes on the local network by mDNS.", values.switch, shown="on")] = (
+        True
+    )
+    log_level: Annotated[
+        str,
+        Option(
+            "Least severe messages to log: debug, info, warning or error.",
+            values.choice("debug", "info", "warning", "error"),
+            "LEVEL",
+        ),
+    ] = "warning"
+
+
+OPTIONS: dict[str, Option] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(NodeConfig, include_extras=True).items()
+}
+
+
+class NodeOptions(TypedDict, total=False):
+    """The same options as keywords of MeshNode, with the types that are read there."""
+
+    host: str
+    port: int
+    listen: Sequence[str]
+    announce: Sequence[str]
+    bootstrap: Sequence[str]
+    data_dir: str | Path
+    stake: int | float | str | Decimal | Amount
+    min_stake: int | float | str | Decimal | Amount
+    deploy: Sequence[str | Path | Deployment]
+    demo: bool
+    mdns: bool
+    log_level: str

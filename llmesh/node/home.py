@@ -1,0 +1,105 @@
+"""Home: the data directory of one node, held by one process at a time.
+
+It keeps the identity, the sequence number of announcements, the port found at an earlier start and,
+while the node runs, `node.json`: where other programs find it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmesh.core.encoding import Json
+from llmesh.node.faults import StartRefused
+from llmesh.node.files import write_durably
+from llmesh.node.identity import load_seed
+
+__all__ = ["Home", "open_home"]
+
+
+class Home:
+    """An open data directory; only `open_home` makes one, because it holds the lock."""
+
+    def __init__(self, folder: Path, seed: bytes) -> None:
+        self.folder = folder
+        self.seed = seed
+        self._sequence = _number(folder / "sequence")
+
+    def next_sequence(self) -> int:
+        """A number above every earlier one, over restarts too.  Blocks for the disk; raises OSError.
+
+        Where none is kept it goes on from the clock: announcements are made far less than once a
+        second, so an identity that was moved without its number is still above what it said before.
+        """
+        following = int(time.time()) if self._sequence is None else self._sequence + 1
+        write_durably(self.folder / "sequence", b"%d\n" % following)
+        self._sequence = following
+        return following
+
+    def remembered_port(self) -> int | None:
+        """The port that an earlier start found free."""
+        return _number(self.folder / "port")
+
+    def remember_port(self, port: int) -> None:
+        """Keep the port for the next start."""
+        write_durably(self.folder / "port", b"%d\n" % port)
+
+    @contextmanager
+    def published(self, facts: dict[str, Json]) -> Iterator[None]:
+        """While inside, `node.json` says where the node is to be found."""
+        path = self.folder / "node.json"
+        write_durably(path, json.dumps(facts, indent=2).encode() + b"\n")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_home(folder: Path) -> Iterator[Home]:
+    """Hold the data directory, made if it is not there, with the identity in it.
+
+    Raises StartRefused if another process holds it, or for a folder or key that cannot be used;
+    a process that is refused has written nothing into another's.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartRefused(
+            f"The data directory {folder} cannot be used ({error.strerror}); choose another with --data-dir."
+        ) from None
+    try:
+        _take(lock, folder)
+        try:
+            yield Home(folder, load_seed(folder / "identity.key"))
+        finally:
+            os.ftruncate(lock, 0)
+    finally:
+        os.close(lock)  # gives the lock back, as the end of the process does
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise StartRefused(
+            f"The data directory {folder} is held by another node (process {holder});"
+            " stop that one, or give this one its own --data-dir."
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdecimal() and len(text) < 20 else None

@@ -1,0 +1,157 @@
+"""The kinds of value an option may have, each read from text, from TOML and from Python alike.
+
+Every reader raises ValidationFailed with a sentence that says what the value should be.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmesh.core.amount import Amount
+from llmesh.core.reference import model_name
+from llmesh.errors import ValidationFailed
+from llmesh.net.libp2p.addresses import endpoint, peer_address
+
+__all__ = [
+    "Deployment",
+    "amount",
+    "bootstrap_address",
+    "choice",
+    "deployment",
+    "dial_address",
+    "folder",
+    "hostname",
+    "listen_address",
+    "port",
+    "switch",
+]
+
+_SWITCH = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+_NOTHING = Amount(0)
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A bundle (or bare .onnx) to deploy at start; without a name it takes that of its folder."""
+
+    path: Path
+    name: str | None = None
+    fee: Amount = _NOTHING
+
+
+def port(value: object) -> int:
+    """A TCP port, 0 to 65535; 0 means any free one."""
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValidationFailed(f"A port is a whole number from 0 to 65535, not {text[:40]!r}.")
+    return int(text)
+
+
+def amount(value: object) -> Amount:
+    """An amount of MESH."""
+    return Amount.parse(value)  # type: ignore[arg-type]  # it refuses what is not one of its types
+
+
+def switch(value: object) -> bool:
+    """On or off."""
+    found = value if isinstance(value, bool) else _SWITCH.get(str(value).strip().lower())
+    if found is None:
+        raise ValidationFailed(f"A switch is true or false, not {str(value)[:40]!r}.")
+    return found
+
+
+def folder(value: object) -> Path:
+    """A path, with `~` for the home directory."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValidationFailed(f"A path is a text, not {value!r}.")
+    return Path(value).expanduser()
+
+
+def hostname(value: object) -> str:
+    """An IP address or the name of a host."""
+    text = _text(value)
+    if not (_is_ip(text) or _HOST.match(text)):
+        raise ValidationFailed(f"A host is an IP address or a name such as localhost, not {text[:80]!r}.")
+    return text
+
+
+def listen_address(value: object) -> str:
+    """A multiaddr of this machine, such as `/ip4/0.0.0.0/tcp/4001`."""
+    at = endpoint(_text(value))
+    if at.kind.startswith("dns"):
+        raise ValidationFailed(
+            f"{str(at)!r} has a name; listen on an IP address, such as /ip4/0.0.0.0/tcp/4001."
+        )
+    return str(at)
+
+
+def dial_address(value: object) -> str:
+    """A multiaddr that others dial, such as `/dns4/node.example.org/tcp/4001`; a peer id is dropped."""
+    at = endpoint(_text(value).partition("/p2p/")[0])
+    if not at.port:
+        raise ValidationFailed(f"{str(at)!r} cannot be dialled: say the port.")
+    return str(at)
+
+
+def bootstrap_address(value: object) -> str:
+    """A multiaddr that ends with the peer to expect there: `/ip4/192.0.2.7/tcp/4001/p2p/12D3KooW...`."""
+    text = _text(value)
+    peer_address(text)
+    return text
+
+
+def deployment(value: object) -> Deployment:
+    """`PATH[,name=N][,fee=F]`, or a Deployment."""
+    if isinstance(value, Deployment):
+        return value
+    if isinstance(value, Path):
+        return Deployment(value)
+    path, *settings = _text(value).split(",")
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        if key not in ("name", "fee") or key in given or not text:
+            raise ValidationFailed(f"A deployment is PATH[,name=N][,fee=F]; {setting[:80]!r} is neither.")
+        given[key] = text
+    name = model_name(given["name"]) if "name" in given else None
+    return Deployment(folder(path), name, Amount.parse(given.get("fee", "0")))
+
+
+def choice(*words: str) -> Callable[[object], str]:
+    """One of a few words."""
+
+    def read(value: object) -> str:
+        text = str(value).lower()
+        if text not in words:
+            raise ValidationFailed(f"This must be one of {', '.join(words)}, not {text[:40]!r}.")
+        return text
+
+    return read
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValidationFailed(f"This must be a text, not {value!r}.")
+    return value.strip()
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,112 @@
+"""What the client returns: small frozen objects, read from the gateway's JSON.
+
+Fields that this version does not know are passed over; a missing one raises KeyError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from llmesh.core.amount import Amount
+from llmesh.core.ids import ModelId, PeerId, RequestId
+from llmesh.core.inference import Usage
+
+__all__ = ["InferenceResult", "ModelOffer", "NodeStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """One model at one price (per inference) by one provider."""
+
+    name: str
+    version: str
+    model_id: ModelId
+    task: str
+    fee: Amount
+    provider: PeerId
+    stake: Amount
+    description: str = field(default="", repr=False)
+    licence: str = field(default="", repr=False)
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            name=fields["name"],
+            version=fields["version"],
+            model_id=ModelId(fields["model_id"]),
+            task=fields["task"],
+            fee=Amount.parse(fields["fee"]),
+            provider=PeerId(fields["provider"]),
+            stake=Amount.parse(fields["stake"]),
+            description=fields.get("description", ""),
+            licence=fields.get("licence", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResult:
+    """What a model answered, who ran it and what it cost.
+
+    `output` holds values by name; tensors are nested lists, NaN and infinity are None.
+    """
+
+    output: dict[str, Any]
+    model: str
+    model_id: ModelId
+    fee: Amount
+    provider: PeerId
+    latency_ms: float
+    request_id: RequestId = field(repr=False)
+    usage: Usage = field(default=Usage(), repr=False)
+    attempts: int = field(default=1, repr=False)
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        usage = fields.get("usage", {})
+        return cls(
+            output=dict(fields["output"]),
+            model=fields["model"],
+            model_id=ModelId(fields["model_id"]),
+            fee=Amount.parse(fields["fee"]),
+            provider=PeerId(fields["provider"]),
+            latency_ms=float(fields["latency_ms"]),
+            request_id=RequestId(fields["request_id"]),
+            usage=Usage(
+                usage.get("input_tokens", 0), usage.get("output_tokens", 0), usage.get("compute_ms", 0.0)
+            ),
+            attempts=fields.get("attempts", 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A node at one moment: counts of its peers and its own models; `uptime` in seconds.
+
+    `reachable` is None while no peer has tried to dial back.
+    """
+
+    node_id: PeerId
+    version: str
+    peers: int
+    models: int
+    stake: Amount
+    earnings: Amount
+    addresses: tuple[str, ...] = ()
+    reachable: bool | None = None
+    uptime: float = 0.0
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            node_id=PeerId(fields["node_id"]),
+            version=fields["version"],
+            peers=fields["peers"],
+            models=fields["models"],
+            stake=Amount.parse(fields["stake"]),
+            earnings=Amount.parse(fields["earnings"]),
+            addresses=tuple(fields.get("addresses", ())),
+            reachable=fields.get("reachable"),
+            uptime=fields.get("uptime", 0.0),
+        )

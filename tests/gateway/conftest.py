@@ -1,0 +1,117 @@
+"""A gateway over fakes: a router that answers, waits or fails as a test says, and a small catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from quart_trio import QuartTrio
+from quart_trio.testing import TrioClient
+
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.inference import InferenceRequest, Result, Usage
+from llmesh.core.model import Card
+from llmesh.gateway.app import GatewaySettings, create_app
+from llmesh.gateway.server import bind, serve
+from llmesh.gateway.status import NodeStatus
+
+PROVIDER = PeerId("12D3KooW" + "A" * 44)
+MODEL_ID = ModelId("ab" * 32)
+
+
+async def label(request: InferenceRequest) -> Result:
+    return Result(
+        request_id=request.id,
+        model=request.model.name,
+        model_id=MODEL_ID,
+        output={"label": "positive", "score": 0.9876, "echo": request.input.get("text")},
+        fee=Amount.parse("0.1"),
+        provider=PROVIDER,
+        latency_ms=1.23456,
+        usage=Usage(input_tokens=4, output_tokens=0, compute_ms=0.5),
+    )
+
+
+@dataclass
+class FakeRouter:
+    answer: Callable[[InferenceRequest], Awaitable[Result]] = label
+    requests: list[InferenceRequest] = field(default_factory=list)
+    entered: trio.Event = field(default_factory=trio.Event)
+    cancelled: trio.Event = field(default_factory=trio.Event)
+
+    async def infer(self, request: InferenceRequest) -> Result:
+        self.requests.append(request)
+        self.entered.set()
+        try:
+            return await self.answer(request)
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+
+
+def offer(name: str, fee: str) -> tuple[Offer, Announcement]:
+    card = Card(name, version="1.0.0", description="Tells feelings.", licence="Apache-2.0")
+    made = Offer(MODEL_ID, card, "text-classification", Amount.parse(fee))
+    return made, Announcement(PROVIDER, 1, (), (made,), Amount.parse(1000), 0, 1)
+
+
+class FakeCatalogue:
+    offers = (offer("sentiment-analyzer", "0.1"), offer("gpt-mini", "2"), offer("sentiment-xl", "0.5"))
+
+    async def search(
+        self, part: str, max_fee: Amount | None, limit: int
+    ) -> Sequence[tuple[Offer, Announcement]]:
+        found = [pair for pair in self.offers if part in pair[0].card.name]
+        return [pair for pair in found if max_fee is None or pair[0].fee <= max_fee][:limit]
+
+
+class FakeNode:
+    ready = True
+
+    async def status(self) -> NodeStatus:
+        return NodeStatus(
+            node_id=PROVIDER,
+            version="1.2.3",
+            peers=42,
+            models=3,
+            stake=Amount.parse(5000),
+            earnings=Amount.parse("123.45"),
+            addresses=("/ip4/10.0.0.1/tcp/4001",),
+            reachable=True,
+            uptime=12.5,
+        )
+
+
+@pytest.fixture
+def router() -> FakeRouter:
+    return FakeRouter()
+
+
+@pytest.fixture
+def node() -> FakeNode:
+    return FakeNode()
+
+
+@pytest.fixture
+def app(router: FakeRouter, node: FakeNode) -> QuartTrio:
+    return create_app(router, FakeCatalogue(), node, GatewaySettings(max_body=100_000, body_timeout=5))
+
+
+@pytest.fixture
+def client(app: QuartTrio) -> TrioClient:
+    return app.test_client()
+
+
+@pytest.fixture
+async def port(app: QuartTrio) -> AsyncIterator[int]:
+    """The port of the same app on a real Hypercorn on loopback."""
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        url: str = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+        yield int(url.rsplit(":", 1)[1])
+        stop.set()
+        nursery.cancel_scope.deadline = trio.current_time() + 5

@@ -1,0 +1,187 @@
+"""The gateway on a real Hypercorn over loopback: what only sockets can show."""
+
+from __future__ import annotations
+
+import json
+import socket
+from random import Random
+
+import pytest
+import trio
+from quart_trio import QuartTrio
+
+from llmesh.core.inference import InferenceRequest, Result
+from llmesh.gateway.server import bind, serve
+
+BODY = b'{"model":"m","input":"hello"}'
+
+
+def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
+    head = [
+        "POST /api/v1/inference HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body) if length is None else length}",
+        *headers,
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+async def forever(request: InferenceRequest) -> Result:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def read_answer(stream: trio.SocketStream) -> tuple[int, dict]:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await receive(stream)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = next(
+        int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length")
+    )
+    while len(body) < length:
+        body += await receive(stream)
+    return int(head.split()[1]), json.loads(body)
+
+
+async def receive(stream: trio.SocketStream) -> bytes:
+    data = await stream.receive_some()
+    assert data, "closed before the answer was whole"
+    return bytes(data)
+
+
+async def test_one_connection_serves_many_requests(port: int) -> None:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        for _ in range(3):
+            await stream.send_all(post(BODY))
+            status, body = await read_answer(stream)
+            assert (status, body["output"]["echo"]) == (200, "hello")
+
+
+async def test_a_client_that_hangs_up_cancels_its_inference(port: int, router) -> None:
+    router.answer = forever
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(post(BODY))
+        await router.entered.wait()
+        assert not router.cancelled.is_set()
+    with trio.fail_after(2):
+        await router.cancelled.wait()
+
+
+async def test_a_body_said_to_be_huge_is_refused_unread(port: int, router) -> None:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(post(b"{", length=10**12))
+        with trio.fail_after(2):
+            status, body = await read_answer(stream)
+    assert (status, body["code"]) == (413, 4004)
+    assert not router.requests
+
+
+async def test_a_body_that_grows_huge_is_refused_on_the_way(port: int) -> None:
+    head = post(b"", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+    chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(head + chunk * 4)
+        with trio.fail_after(2):
+            status, body = await read_answer(stream)
+        assert (status, body["code"]) == (413, 4004)
+        await stream.send_all(chunk)  # still taken, and dropped
+
+
+async def test_the_node_stays_well_after_half_a_body(port: int) -> None:
+    for _ in range(20):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(post(BODY, length=len(BODY) + 10))
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(post(BODY))
+        assert (await read_answer(stream))[0] == 200
+
+
+async def test_garbage_is_refused(port: int) -> None:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(b"\x16\x03\x01 no HTTP at all\r\n\r\n")
+        assert (await receive(stream)).startswith(b"HTTP/1.1 400")
+
+
+async def test_clients_that_come_and_go_leave_no_trace(port: int, caplog, router) -> None:
+    random = Random(7)
+    request = post(BODY)
+
+    async def visit() -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(request[: random.randrange(1, len(request) + 20)])
+            await trio.sleep(random.random() / 100)
+
+    for _ in range(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(visit)
+    assert router.requests
+    assert not caplog.records
+
+
+async def test_a_websocket_is_refused_quietly(port: int, caplog) -> None:
+    handshake = (
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(handshake)
+        assert (await receive(stream)).startswith(b"HTTP/1.1 404")
+    assert not caplog.records
+
+
+async def test_stopping_lets_a_running_request_finish(app: QuartTrio, router) -> None:
+    stop = trio.Event()
+    answer = router.answer
+
+    async def slow(request: InferenceRequest) -> Result:
+        await trio.sleep(0.3)
+        return await answer(request)
+
+    router.answer = slow
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+        async with await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1])) as stream:
+            await stream.send_all(post(BODY))
+            await router.entered.wait()
+            stop.set()
+            assert (await read_answer(stream))[0] == 200
+
+
+async def test_stopping_does_not_wait_for_ever(app: QuartTrio, router) -> None:
+    router.answer = forever
+    stop = trio.Event()
+    with trio.fail_after(4):
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+            stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
+            await stream.send_all(post(BODY))
+            await router.entered.wait()
+            stop.set()
+    assert router.cancelled.is_set()
+    await stream.aclose()
+
+
+async def test_cancelling_frees_the_port(app: QuartTrio) -> None:
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(serve, app, bind("127.0.0.1", 0), trio.Event())
+        nursery.cancel_scope.cancel()
+    bind("127.0.0.1", int(url.rsplit(":", 1)[1])).close()
+
+
+def test_a_port_in_use_is_an_error() -> None:
+    with bind("127.0.0.1", 0) as first, pytest.raises(OSError, match="in use"):
+        bind("127.0.0.1", first.getsockname()[1])
+
+
+def test_ipv6_where_there_is_any() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    try:
+        listener = bind("::1", 0)
+    except OSError:
+        pytest.skip("no IPv6 loopback")
+    assert listener.family == socket.AF_INET6
+    listener.close()

@@ -1,0 +1,123 @@
+"""Small meshes in memory: real sessions, providers and routers; what is known of offers is a board."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from llmesh.core.admission import Limits
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.model import Card
+from llmesh.core.reference import ModelRef
+from llmesh.ledger.memory import MemoryLedger
+from llmesh.mesh.provider import Provider
+from llmesh.mesh.reputation import Reputation
+from llmesh.mesh.router import Router, RouterSettings
+from llmesh.net.call import Handler
+from llmesh.net.inference import PROTOCOL, handler
+from llmesh.net.memory import MemoryHost, MemoryNetwork
+from llmesh.net.sessions import Sessions, open_sessions
+from llmesh.runtime.bundle import Bundle
+from llmesh.runtime.echo import EchoRuntime
+
+
+class Board:
+    """Offers that everyone knows, and those that only `find` brings."""
+
+    def __init__(self) -> None:
+        self.known: dict[PeerId, Announcement] = {}
+        self.hidden: dict[PeerId, Announcement] = {}
+        self.searches = 0
+
+    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+        return [(o, a) for a in self.known.values() for o in a.offers if _names(ref, o)]
+
+    async def find(self, ref: ModelRef) -> None:
+        self.searches += 1
+        self.known |= self.hidden
+
+
+def _names(ref: ModelRef, offer: Offer) -> bool:
+    if ref.id:
+        return offer.model_id == ref.id
+    return offer.card.name == ref.name and ref.version in ("", offer.card.version)
+
+
+@dataclass
+class Node:
+    peer_id: PeerId
+    host: MemoryHost
+    sessions: Sessions
+    runtime: EchoRuntime
+    ledger: MemoryLedger
+    provider: Provider
+    reputation: Reputation
+    router: Router
+    board: Board
+    stake: Amount
+
+    async def deploy(self, name: str, model: str, fee: str = "0", version: str = "1.0.0") -> None:
+        """Deploy a model whose id is this digit over and over, and tell everyone."""
+        bundle = Bundle(Path("/nowhere"), (), ModelId(model * 64), "model.onnx")
+        await self.provider.deploy(bundle, Card(name, version), Amount.parse(fee))
+        self.board.known[self.peer_id] = Announcement(
+            self.peer_id, 1, self.host.addresses, self.provider.offers, self.stake, 0, 1 << 40
+        )
+
+    def hide(self) -> None:
+        """Let the offers be known to `find` only."""
+        self.board.hidden[self.peer_id] = self.board.known.pop(self.peer_id)
+
+    def claim(self, **changes: object) -> None:
+        """Let the announcement say something else than the provider does."""
+        announcement = self.board.known[self.peer_id]
+        offers = tuple(replace(offer, **changes) for offer in announcement.offers)  # type: ignore[arg-type]
+        self.board.known[self.peer_id] = replace(announcement, offers=offers)
+
+
+class Mesh:
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self.network = MemoryNetwork()
+        self.board = Board()
+        self.down: set[PeerId] = set()
+        self._stack = stack
+
+    async def add(
+        self,
+        name: str,
+        *,
+        runtime: EchoRuntime | None = None,
+        limits: Limits | None = None,
+        settings: RouterSettings | None = None,
+        stake: int = 0,
+        answer: Handler | None = None,
+    ) -> Node:
+        """A node that is up; `answer` is a rude one in place of its provider's."""
+        peer, ledger, runtime = PeerId(name), MemoryLedger(), runtime or EchoRuntime()
+        provider = Provider(peer, runtime, ledger, limits or Limits())
+        host = await self._stack.enter_async_context(self.network.host(peer))
+        handlers = {PROTOCOL: answer or handler(provider.serve)}
+        sessions = await self._stack.enter_async_context(open_sessions(host, handlers))
+        reputation = Reputation(self.down.__contains__)
+        router = Router(provider, sessions, self.board, reputation, settings or RouterSettings())
+        return Node(
+            peer, host, sessions, runtime, ledger, provider, reputation, router, self.board, Amount(stake)
+        )
+
+
+@asynccontextmanager
+async def _open_mesh() -> AsyncGenerator[Mesh]:
+    async with AsyncExitStack() as stack:
+        yield Mesh(stack)
+
+
+@pytest.fixture
+def open_mesh() -> Callable[[], AbstractAsyncContextManager[Mesh]]:
+    """Opens a mesh without nodes; leaving its block stops all that were added."""
+    return _open_mesh

@@ -1,0 +1,82 @@
+"""A gateway over fakes, served by a real Hypercorn in a thread, so that any event loop may call it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.inference import InferenceRequest, Result, Usage
+from llmesh.core.model import Card
+from llmesh.gateway.app import create_app
+from llmesh.gateway.server import bind, serve
+from llmesh.gateway.status import NodeStatus
+
+PROVIDER = PeerId("12D3KooW" + "B" * 44)
+MODEL_ID = ModelId("cd" * 32)
+
+
+async def echo(request: InferenceRequest) -> Result:
+    usage = Usage(input_tokens=3, compute_ms=0.25)
+    return Result(
+        request.id, str(request.model), MODEL_ID, request.input, Amount.parse("0.1"), PROVIDER, 2.5, usage
+    )
+
+
+@dataclass
+class FakeMesh:
+    """Router, catalogue and node in one; `answer` may be replaced by a test."""
+
+    url: str = ""
+    answer: Callable[[InferenceRequest], Awaitable[Result]] = echo
+    requests: list[InferenceRequest] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    ready: bool = True
+
+    async def infer(self, request: InferenceRequest) -> Result:
+        self.requests.append(request)
+        try:
+            return await self.answer(request)
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+
+    async def search(
+        self, part: str, max_fee: Amount | None, limit: int
+    ) -> Sequence[tuple[Offer, Announcement]]:
+        card = Card("sentiment-analyzer", "1.0.0", "Tells feelings.", "Apache-2.0")
+        offer = Offer(MODEL_ID, card, "text-classification", Amount.parse("0.1"))
+        announcement = Announcement(PROVIDER, 1, (), (offer,), Amount.parse(1000), 0, 1)
+        matches = part in card.name and (max_fee is None or offer.fee <= max_fee)
+        return [(offer, announcement)] * limit if matches else []
+
+    async def status(self) -> NodeStatus:
+        return NodeStatus(PROVIDER, "1.0.0", 42, 3, Amount.parse(5000), Amount.parse("123.45"))
+
+
+@pytest.fixture
+def mesh() -> Iterator[FakeMesh]:
+    fake = FakeMesh()
+    started: queue.SimpleQueue[tuple[trio.lowlevel.TrioToken, trio.Event]] = queue.SimpleQueue()
+
+    async def run() -> None:
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            app = create_app(fake, fake, fake)
+            fake.url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+            started.put((trio.lowlevel.current_trio_token(), stop))
+
+    thread = threading.Thread(target=trio.run, args=(run,), daemon=True)
+    thread.start()
+    token, stop = started.get(timeout=10)
+    yield fake
+    trio.from_thread.run_sync(stop.set, trio_token=token)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
