@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -19,23 +18,26 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from llmesh.errors import ValidationFailed
+from llmesh.runtime.orders import GraphFacts
 
-__all__ = ["GraphFacts", "scan_graph"]
+__all__ = ["scan_graph"]
 
 MAX_FILE = 2 << 30
 MAX_NODES = 1_000_000
 MAX_DEPTH = 32
+MAX_EXTERNAL = 1_000
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 # EPContext hands an opaque blob to an execution provider's own loader.
 REFUSED_OPERATORS = {("com.microsoft", "EPContext")}
+_LFS = b"version https://git-lfs"
 
-
-@dataclass(frozen=True, slots=True)
-class GraphFacts:
-    """What the scan learnt: operator types in use, and the files that hold external data."""
-
-    operators: frozenset[str]
-    external: tuple[str, ...]
+# The first that has one of the graph's operators says what its arithmetic is.
+_EXECUTIONS = (
+    ("int8-dynamic", {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}),
+    ("int4", {"MatMulNBits", "GatherBlockQuantized", "MatMulBnb4"}),
+    ("int8-static", {"QuantizeLinear", "QLinearMatMul", "QLinearConv", "QAttention", "MatMulInteger"}),
+)
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def scan_graph(folder: Path, graph: str) -> GraphFacts:
@@ -53,11 +55,18 @@ def scan_graph(folder: Path, graph: str) -> GraphFacts:
         _check_operator(node, own_domains, graph)
         operators.add(node.op_type)
     external = {_external_file(tensor, path.parent, graph) for tensor in _external_tensors(model)}
+    if len(external) > MAX_EXTERNAL:
+        raise ValidationFailed(f"{graph} keeps data in more than {MAX_EXTERNAL} files.")
     names = (os.path.relpath(path.parent / name, folder) for name in external)
-    return GraphFacts(frozenset(operators), tuple(sorted(PurePosixPath(n).as_posix() for n in names)))
+    return GraphFacts(
+        tuple(sorted({PurePosixPath(name).as_posix() for name in names})), _execution(model, operators)
+    )
 
 
 def _parse(path: Path, graph: str) -> ModelProto:
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValidationFailed(f"{graph} is a Git LFS pointer, not the model; run `git lfs pull`.")
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError, RecursionError):
@@ -65,6 +74,14 @@ def _parse(path: Path, graph: str) -> ModelProto:
     if not model.ir_version or not model.graph.output:
         raise ValidationFailed(f"{graph} is not an ONNX model: it has no version or no outputs.")
     return model
+
+
+def _execution(model: ModelProto, operators: Collection[str]) -> str:
+    for execution, signs in _EXECUTIONS:
+        if not signs.isdisjoint(operators):
+            return execution
+    halves = any(tensor.data_type in _HALVES for tensor in model.graph.initializer)
+    return "fp16" if halves else "fp32-strict"
 
 
 def _nodes(model: ModelProto, graph: str) -> Iterator[NodeProto]:

@@ -13,6 +13,7 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from llmesh.errors import ValidationFailed
 from llmesh.runtime import scan
+from llmesh.runtime.orders import GraphFacts
 from llmesh.runtime.scan import scan_graph
 
 
@@ -52,8 +53,7 @@ def nested(depth: int, inner: onnx.NodeProto) -> onnx.NodeProto:
 
 def test_a_good_model_passes(tmp_path: Path) -> None:
     facts = scan_graph(save(tmp_path, graph_of(helper.make_node("Relu", ["x"], ["y"]))), "model.onnx")
-    assert facts.operators == {"Relu"}
-    assert facts.external == ()
+    assert facts == GraphFacts((), "fp32-strict")
 
 
 def test_external_data_inside_the_bundle_passes_and_is_listed(tmp_path: Path) -> None:
@@ -119,10 +119,7 @@ def test_functions_of_the_model_are_its_own_but_are_read(tmp_path: Path) -> None
     call = helper.make_node("f", ["x"], ["y"], domain="own")
     opsets = [helper.make_opsetid("", 17)]
     good = helper.make_function("own", "f", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets)
-    assert scan_graph(save(tmp_path, graph_of(call), functions=[good]), "model.onnx").operators == {
-        "f",
-        "Relu",
-    }
+    assert scan_graph(save(tmp_path, graph_of(call), functions=[good]), "model.onnx").external == ()
     body = [helper.make_node("Run", ["a"], ["b"], domain="evil")]
     bad = helper.make_function("own", "f", ["a"], ["b"], body, opsets)
     with pytest.raises(ValidationFailed, match="evil"):
@@ -132,13 +129,18 @@ def test_functions_of_the_model_are_its_own_but_are_read(tmp_path: Path) -> None
 def test_external_data_hides_nowhere(tmp_path: Path) -> None:
     weights = external("../w.bin")
     constant = helper.make_node("Constant", [], ["y"], value=weights)
+    listed = helper.make_node("Relu", ["x"], ["y"])
+    listed.attribute.append(
+        onnx.AttributeProto(name="a", type=onnx.AttributeProto.TENSORS, tensors=[weights])
+    )
     sparse = onnx.SparseTensorProto(values=external("../v.bin"), indices=external("../i.bin"))
     graphs = [
         graph_of(constant),
         graph_of(nested(2, constant)),
+        graph_of(listed),
         graph_of(helper.make_node("Relu", ["x"], ["y"])),
     ]
-    graphs[2].sparse_initializer.append(sparse)
+    graphs[-1].sparse_initializer.append(sparse)
     for graph in graphs:
         with pytest.raises(ValidationFailed, match="not a path inside"):
             scan_graph(save(tmp_path, graph), "model.onnx")
@@ -149,12 +151,36 @@ def test_depth_and_number_of_nodes_are_bounded(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(scan, "MAX_DEPTH", 4)
     with pytest.raises(ValidationFailed, match="deep"):
         scan_graph(save(tmp_path, graph_of(nested(6, relu))), "model.onnx")
+    (tmp_path / "w.bin").write_bytes(bytes(4))
+    monkeypatch.setattr(scan, "MAX_EXTERNAL", 0)
+    with pytest.raises(ValidationFailed, match="more than 0 files"):
+        scan_graph(save(tmp_path, add(external("w.bin"))), "model.onnx")
     monkeypatch.setattr(scan, "MAX_NODES", 10)
     with pytest.raises(ValidationFailed, match="nodes"):
         scan_graph(save(tmp_path, graph_of(*[relu] * 11)), "model.onnx")
     monkeypatch.setattr(scan, "MAX_FILE", 10)
     with pytest.raises(ValidationFailed, match="bytes"):
         scan_graph(save(tmp_path, graph_of(relu)), "model.onnx")
+
+
+def quantised(operator: str, domain: str = "") -> GraphProto:
+    return graph_of(
+        helper.make_node("Relu", ["x"], ["y"]), helper.make_node(operator, ["x"], ["z"], domain=domain)
+    )
+
+
+@pytest.mark.parametrize(
+    ("graph", "execution"),
+    [
+        (quantised("Relu"), "fp32-strict"),
+        (quantised("DynamicQuantizeLinear"), "int8-dynamic"),
+        (quantised("QLinearMatMul"), "int8-static"),
+        (quantised("MatMulNBits", "com.microsoft"), "int4"),
+        (graph_of(initializers=[numpy_helper.from_array(np.ones(1, np.float16), "w")]), "fp16"),
+    ],
+)
+def test_the_arithmetic_is_named(tmp_path: Path, graph: GraphProto, execution: str) -> None:
+    assert scan_graph(save(tmp_path, graph), "model.onnx").execution == execution
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x08\x07", bytes(1000), b"\xff" * 100])
