@@ -8,10 +8,21 @@ from dataclasses import dataclass
 
 from llmesh.core.ids import ModelId
 
-__all__ = ["BundleFile", "Card", "ModelInfo", "TensorSpec", "model_id_of"]
+__all__ = ["EXECUTIONS", "TASKS", "BundleFile", "Card", "ModelInfo", "TensorSpec", "model_id_of"]
 
 RAW_TENSORS = "raw-tensors"
 TEXT_CLASSIFICATION = "text-classification"
+TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task, no secret
+EMBEDDINGS = "embeddings"
+TASKS = (RAW_TENSORS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, EMBEDDINGS)
+"""What a runtime can do with a graph."""
+
+EXECUTIONS = ("fp32-strict", "fp16", "int8-static", "int8-dynamic", "int4")
+"""Classes of arithmetic, each with a tolerance of its own when two answers are compared.
+
+`int8-dynamic` scales activations by their largest value, batch-mates included, which moves a score
+by up to 0.02; in the others the batch changes no more than the order of additions does.
+"""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -58,10 +69,15 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model a runtime has loaded: its task and what it takes and gives."""
+    """A model a runtime has loaded: its task and what it takes and gives.
+
+    `variant` is the ONNX file of the bundle that runs, `execution` one of EXECUTIONS.
+    """
 
     id: ModelId
     task: str
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     labels: tuple[str, ...] = ()
+    variant: str = ""
+    execution: str = ""

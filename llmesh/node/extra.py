@@ -7,8 +7,8 @@ from importlib.util import find_spec
 __all__ = ["missing_extra"]
 
 _NEEDED = (
-    "click", "hypercorn", "libp2p", "msgspec", "multiaddr", "nacl", "numpy", "onnxruntime", "platformdirs",
-    "quart_trio", "tokenizers", "trio", "zeroconf",
+    "click", "hypercorn", "libp2p", "msgspec", "multiaddr", "nacl", "numpy", "onnx", "onnxruntime",
+    "platformdirs", "quart_trio", "tokenizers", "trio", "zeroconf",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Bundle: a model's files in a folder, with the ModelId that they have.
 
 A bundle is read where it lies; nothing is copied and nothing is run.  Every file under the folder
-belongs to it except hidden ones, so that the id covers all that a worker may open.
+belongs to it except hidden ones, so that the id covers all that a worker may open.  What is in
+the files is for others: the graph is checked by `scanner`, the rest is read by the worker.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import trio
 from llmesh.core.ids import ModelId
 from llmesh.core.model import BundleFile, model_id_of
 from llmesh.errors import ValidationFailed
-from llmesh.runtime.onnx_file import external_data
+from llmesh.runtime.scanner import scan_bundle_graph
 
-__all__ = ["Bundle", "read_bundle"]
+__all__ = ["Bundle", "check_unaltered", "read_bundle"]
 
 _MAX_FILES = 1_000
 _MAX_BYTES = 64 << 30
@@ -29,7 +30,9 @@ _MAX_DEPTH = 8
 _BLOCK = 1 << 20
 _NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CONFIGS = ("config.json", "tokenizer.json")
-_PLACES = ("model.onnx", "onnx/model.onnx")
+# What exporters call the graph, and its variants in the order in which a CPU likes to run them.
+_VARIANTS = ("", "_quantized", "_int8", "_uint8", "_q4", "_q4f16", "_fp16")
+_PLACES = tuple(f"{place}model{variant}.onnx" for variant in _VARIANTS for place in ("", "onnx/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +45,50 @@ class Bundle:
     graph: str
 
 
-async def read_bundle(path: Path) -> Bundle:
+async def read_bundle(path: Path, graph: str | None = None) -> Bundle:
     """The bundle at a path: a folder, or an `.onnx` file.
 
-    An `.onnx` beside a `config.json` or `tokenizer.json` (or in the `onnx` folder beside them)
-    stands for that whole folder, under the same id; without them it is a bundle of itself and the
-    external data that it names.  Reads and hashes in a thread; a cancel stops that within a block.
-    Raises ValidationFailed, which names the file and the reason.
+    Of several graphs in a folder, `graph` (a path inside it) names the one to run; without it that
+    is `model.onnx`, else its quantised variants, 16-bit floats last, or else the only one.  An
+    `.onnx` beside a `config.json` or `tokenizer.json` (or in the `onnx` folder beside them) stands
+    for that whole folder, under the same id; without them it is a bundle of itself and the external
+    data that it names.  Reads and hashes in a thread; a cancel stops that within a block.  Raises
+    ValidationFailed, which names the file and the reason.
     """
-    return await trio.to_thread.run_sync(_read, path)
+    folder, picked = await trio.to_thread.run_sync(_find, path, graph)
+    names: tuple[str, ...] | None = None
+    if path.suffix == ".onnx" and not _has_configs(folder):
+        names = (picked, *(await scan_bundle_graph(folder, picked)).external)
+    return await trio.to_thread.run_sync(_read, folder, picked, names)
 
 
-def _read(path: Path) -> Bundle:
+def check_unaltered(bundle: Bundle) -> None:
+    """Hash a bundle's files again, in a thread.  Raises ValidationFailed where one is not the same."""
+    for file in bundle.files:
+        if _sha256(bundle.folder, file.path, file.size) != file.sha256:
+            raise ValidationFailed(f"{file.path} was altered; deploy the model again.")
+
+
+def _find(path: Path, graph: str | None) -> tuple[Path, str]:
+    """The folder of the bundle and the graph in it."""
     with _faults_named(path.name):
-        if path.is_dir():
-            folder = path.resolve()
-            sizes = _regular_files(folder)
-            graph = _pick_graph(sizes)
-        elif path.suffix == ".onnx" and path.exists():
-            folder, graph = _split(path)
-            sizes = _regular_files(folder) if _has_configs(folder) else {}
-        else:
+        if path.suffix == ".onnx" and path.is_file():
+            folder, own = _split(path)
+            _regular_size(folder, own)
+            return folder, own
+        if not path.is_dir():
             raise ValidationFailed(f"{path} is neither a folder nor an .onnx file.")
-    data = _external_files(folder, graph)
-    if not sizes:
-        sizes = {name: _regular_size(folder, name) for name in (graph, *data)}
-    for name in data:
-        if name not in sizes:
-            raise ValidationFailed(f"{graph} keeps data in {name}, which is hidden or not there.")
+        folder = path.resolve()
+        return folder, _pick_graph(_regular_files(folder), graph)
+
+
+def _read(folder: Path, graph: str, names: tuple[str, ...] | None) -> Bundle:
+    """Of the files of these names, or of all."""
+    with _faults_named(folder.name):
+        if names is None:
+            sizes = _regular_files(folder)
+        else:
+            sizes = {name: _regular_size(folder, name) for name in names}
     files = tuple(BundleFile(name, size, _sha256(folder, name, size)) for name, size in sorted(sizes.items()))
     return Bundle(folder, files, model_id_of(files), graph)
 
@@ -135,45 +154,19 @@ def _regular_size(folder: Path, name: str) -> int:
     return status.st_size
 
 
-def _pick_graph(names: Iterable[str]) -> str:
+def _pick_graph(names: Iterable[str], wanted: str | None) -> str:
     graphs = sorted(name for name in names if name.endswith(".onnx"))
-    for name in _PLACES:
+    listed = ", ".join(graphs[:10]) + (", ..." if len(graphs) > 10 else "")
+    for name in _PLACES if wanted is None else (wanted,):
         if name in graphs:
             return name
+    if wanted is not None:
+        raise ValidationFailed(f"The folder has no graph {wanted[:200]!r}; it has {listed or 'none'}.")
     if len(graphs) == 1:
         return graphs[0]
     if not graphs:
         raise ValidationFailed("The folder holds no .onnx file.")
-    listed = ", ".join(graphs[:10]) + (", ..." if len(graphs) > 10 else "")
     raise ValidationFailed(f"The folder holds several graphs; give the path of one of {listed}.")
-
-
-def _external_files(folder: Path, graph: str) -> list[str]:
-    """Paths of the files with a graph's external data: inside the folder, and no links.
-
-    A hard link is refused here because it would hand the model a file from elsewhere as its weights.
-    """
-    _regular_size(folder, graph)
-    with _faults_named(graph):
-        locations = external_data(folder / graph)
-    if len(locations) > _MAX_FILES:
-        raise ValidationFailed(f"{graph} keeps data in more than {_MAX_FILES} files.")
-    return sorted({_external_file(folder, graph, location) for location in locations})
-
-
-def _external_file(folder: Path, graph: str, location: str) -> str:
-    inside = PurePosixPath(location)
-    if not location or inside.is_absolute() or ".." in inside.parts:
-        raise ValidationFailed(f"{graph} keeps data outside its folder, in {location[:200]!r}.")
-    name = str(PurePosixPath(graph).parent / inside)
-    for parent in list(PurePosixPath(name).parents)[:-1]:
-        if (folder / parent).is_symlink():
-            raise ValidationFailed(f"{graph} keeps data in {name}, but {parent} is a symbolic link.")
-    _regular_size(folder, name)
-    with _faults_named(name):
-        if (folder / name).lstat().st_nlink > 1:
-            raise ValidationFailed(f"{name} has a second name elsewhere (a hard link); copy it.")
-    return name
 
 
 def _sha256(folder: Path, name: str, size: int) -> str:

@@ -1,7 +1,8 @@
 """The inferences that one model owes an answer, in order of arrival; no worker, no clock.
 
-The calls are the truth and the worker is replaceable: it runs them in order, so when it dies the
-oldest that it had accepted is taken for the cause and fails, and a fresh worker gets the others.
+The calls are the truth and the worker is replaceable: the oldest that it had accepted is always
+among those that it runs, so when it dies running one, that one is taken for the cause and fails;
+when it may have been running several, a fresh worker gets each of them alone.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-import trio
-
 from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.inference import Chunk, Usage
 from llmesh.errors import MeshError, NodeBusy
-from llmesh.runtime.pipe import Event, Garbage, encode_order
+from llmesh.runtime.answer import Answer
+from llmesh.runtime.orders import Alone, Event
+from llmesh.runtime.pipe import Garbage, encode_order
 
-__all__ = ["CHUNKS_AHEAD", "MAX_CALLS", "OBEY_SECONDS", "Call", "Calls"]
+__all__ = ["MAX_CALLS", "OBEY_SECONDS", "Call", "Calls"]
 
 MAX_CALLS = 256
 """Inferences of one model at once, running and waiting; one more is refused with NodeBusy."""
@@ -24,14 +25,11 @@ MAX_CALLS = 256
 MAX_HELD = 128 << 20
 """Bytes of input that all of them together hold; over it, none is taken but a lone one."""
 
-CHUNKS_AHEAD = 16
-"""Events a worker may be ahead of a caller; when it is full, the model's other callers wait."""
-
 OBEY_SECONDS = 1.0
 """A worker that has not stopped a cancelled call within this time is killed."""
 
 _STRIKES = 2
-_SMOOTHING = 0.2
+_SMOOTHING = 0.02
 _LEAST_WAIT = 0.1
 
 
@@ -41,14 +39,13 @@ class Call:
 
     number: int
     frame: bytes
-    caller: trio.MemorySendChannel[Accepted | Chunk | Usage]
+    answer: Answer
     sent: bool = False
+    alone: bool = False
     accepted_at: float | None = None
-    entered: bool = False
     chunks: int = 0
     strikes: int = 0
     cancelled_at: float | None = None
-    error: MeshError | None = None
 
 
 class Calls:
@@ -58,6 +55,7 @@ class Calls:
         self._calls: dict[int, Call] = {}
         self._outbox: deque[Call] = deque()
         self._free_since = 0.0
+        self._answered = 0
         self._pace = 0.0
 
     def __len__(self) -> int:
@@ -83,10 +81,21 @@ class Calls:
             call = self._outbox.popleft()
             if call.cancelled_at is None:
                 call.sent = True
-                return call.frame
+                return encode_order(call.number, Alone()) + call.frame if call.alone else call.frame
             if call.number in self._calls:
                 return encode_order(call.number, Cancel())
         return None
+
+    def take_frame(self, call: Call) -> bytes | None:
+        """The order of a call that was just added, if it is the next to be sent and short of nothing."""
+        if len(self._outbox) != 1 or self._outbox[0] is not call:
+            return None
+        return self.next_frame()
+
+    def put_back(self, call: Call) -> None:
+        """What `take_frame` gave could not be sent after all."""
+        call.sent = False
+        self._outbox.appendleft(call)
 
     def note(self, number: int, event: Event, now: float) -> Call:
         """Move a call on by what the worker says.  Raises Garbage for what may not come now."""
@@ -102,7 +111,6 @@ class Calls:
                 self._measure(now - max(call.accepted_at, self._free_since))
                 self._drop(call, now)
             case MeshError():
-                call.error = event
                 self._drop(call, now)
             case Cancel() if call.cancelled_at is not None:
                 self._drop(call, now)
@@ -126,23 +134,33 @@ class Calls:
         times = (call.cancelled_at for call in self._calls.values() if call.cancelled_at is not None)
         return min(times, default=float("inf")) + OBEY_SECONDS
 
-    def bury_worker(self, fault: MeshError, now: float) -> list[Call]:
-        """The worker is gone: the calls that fail with it.  The others are to be sent again."""
-        cause = next((call for call in self._calls.values() if call.accepted_at is not None), None)
+    def bury_worker(self, now: float, batch: int) -> list[Call]:
+        """The worker is gone, which ran up to `batch` at once: the calls that fail with it.
+
+        The others are to be sent again.
+        """
+        accepted = [call for call in self._calls.values() if call.accepted_at is not None]
+        cause = accepted[0] if accepted else None
+        if batch > 1 and len(accepted) > 1 and not accepted[0].alone:
+            cause = None
+            for call in accepted:
+                call.alone = True
         gone = [call for call in self._calls.values() if self._goes_down(call, cause)]
         for call in gone:
-            call.error = fault
             self._drop(call, now)
+        self.send_again()
+        return gone
+
+    def send_again(self) -> None:
+        """To a fresh worker, all that are there."""
         for call in self._calls.values():
             call.sent, call.accepted_at = False, None
         self._outbox = deque(self._calls.values())
-        return gone
 
-    def fail_all(self, fault: MeshError, now: float) -> list[Call]:
-        """All calls, failed and forgotten."""
+    def drop_all(self, now: float) -> list[Call]:
+        """All calls, forgotten."""
         gone = list(self._calls.values())
         for call in gone:
-            call.error = fault
             self._drop(call, now)
         return gone
 
@@ -157,7 +175,9 @@ class Calls:
             self._free_since = now
 
     def _measure(self, seconds: float) -> None:
-        self._pace += _SMOOTHING * (seconds - self._pace) if self._pace else seconds
+        """The mean of the first, later of the last fifty or so: whole batches, whose calls end together."""
+        self._answered += 1
+        self._pace += max(_SMOOTHING, 1 / self._answered) * (seconds - self._pace)
 
     def _seconds_each(self, now: float) -> float:
         """The usual time of one call, or that of the running one if it already takes longer."""

@@ -13,6 +13,7 @@ from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo, TensorSpec
 from llmesh.errors import ModelFailed, ModelNotFound, NodeBusy, ValidationFailed
 from llmesh.runtime.bundle import Bundle
+from llmesh.runtime.runtime import WorkerStatus
 
 __all__ = ["EchoRuntime"]
 
@@ -44,6 +45,10 @@ class EchoRuntime:
         """Running inference on it fails with ModelFailed before its next chunk."""
         if (unloaded := self._models.pop(model, None)) is not None:
             unloaded.set()
+
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        """None: it answers itself."""
+        return ()
 
     @asynccontextmanager
     async def infer(

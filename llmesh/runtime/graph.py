@@ -1,11 +1,14 @@
 """An ONNX graph opened by onnxruntime, on the worker's side: its signature, and one run at a time.
 
-CPU only.  Threads are explicit and never spin, so that an idle node is idle.
+Threads are explicit and never spin, so that an idle node is idle; nothing is logged and nothing is
+reported to anybody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +18,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from llmesh.core.model import TensorSpec
 from llmesh.errors import ModelFailed, ValidationFailed
+from llmesh.runtime.orders import Abilities
+from llmesh.runtime.sandbox import SandboxLevel
+from llmesh.runtime.settings import PROVIDERS
 
-__all__ = ["Array", "Graph", "Stop"]
+__all__ = ["Array", "Graph", "Stop", "abilities", "warm_up"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -33,6 +39,12 @@ _NUMPY = {
     "float16", "float32", "float64", "string",
 }  # fmt: skip
 _FATAL = 4
+_WARM_UP_SECONDS = 20.0
+
+
+ort.set_default_logger_severity(_FATAL)
+if hasattr(ort, "disable_telemetry_events"):  # not in every build
+    ort.disable_telemetry_events()
 
 
 class Stop:
@@ -53,10 +65,23 @@ class Stop:
         return bool(self.options.terminate)
 
 
+@contextmanager
+def warm_up() -> Iterator[Stop]:
+    """For first runs that nobody waits for: they end after some seconds, should one go on and on."""
+    stop = Stop()
+    timer = threading.Timer(_WARM_UP_SECONDS, stop.set)
+    timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
+
+
 class Graph:
     """One loaded ONNX file.  Raises ValidationFailed for what onnxruntime cannot open."""
 
-    def __init__(self, path: Path, name: str, threads: int) -> None:
+    def __init__(self, path: Path, name: str, threads: int, provider: str = "cpu") -> None:
+        _check_provider(provider)
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads
@@ -64,20 +89,39 @@ class Graph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(path, options, providers=_providers(provider))
         except _FAULTS as error:
             reason = _one_line(error).replace(str(path), name).replace(str(path.parent), "")
             raise ValidationFailed(f"{name} is not a model that onnxruntime can run: {reason}.") from None
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
 
-    def run(self, feeds: Mapping[str, Array], stop: Stop) -> dict[str, Any]:
-        """Outputs by name, asked for by name.  Raises ModelFailed; a stopped run does as well."""
-        names = [spec.name for spec in self.outputs]
+    def run(self, feeds: Mapping[str, Array], stop: Stop, *wanted: str) -> dict[str, Any]:
+        """Outputs by name, all unless some are named.  Raises ModelFailed; a stopped run does as well."""
+        names = wanted or [spec.name for spec in self.outputs]
         try:
             return dict(zip(names, self._session.run(names, dict(feeds), stop.options), strict=True))
         except _FAULTS as error:
             raise ModelFailed(f"The model failed on this input: {_one_line(error)}.") from None
+
+
+def abilities(level: SandboxLevel) -> Abilities:
+    """What this process can do."""
+    there = ort.get_available_providers()
+    return Abilities(level, tuple(name for name, own in PROVIDERS.items() if own in there))
+
+
+def _check_provider(provider: str) -> None:
+    if PROVIDERS[provider] not in (there := ort.get_available_providers()):
+        raise ValidationFailed(
+            f"This node is set to run models by {provider}, which its onnxruntime cannot; it has"
+            f" {', '.join(there)}. For cuda, install the extra [cuda] instead of [node]."
+        )
+
+
+def _providers(provider: str) -> list[str]:
+    """The CPU takes what the other cannot run."""
+    return list(dict.fromkeys([PROVIDERS[provider], PROVIDERS["cpu"]]))
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -10,31 +10,41 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import astuple, replace
+from typing import Any
 
 from llmesh.core.encoding import DTYPES, Json, Tensor, Value
 from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.framing import HEADER, with_length
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Chunk, Usage
-from llmesh.core.model import RAW_TENSORS, TEXT_CLASSIFICATION, ModelInfo, TensorSpec
+from llmesh.core.model import EXECUTIONS, TASKS, ModelInfo, TensorSpec
 from llmesh.errors import (
     MeshError,
     ModelFailed,
+    NodeBusy,
     TooLarge,
     ValidationFailed,
     error_from_code,
 )
+from llmesh.runtime.orders import (
+    Abilities,
+    Alone,
+    Event,
+    GraphFacts,
+    Infer,
+    Load,
+    Loaded,
+    Order,
+    Probe,
+    Scan,
+)  # fmt: skip
+from llmesh.runtime.sandbox import SandboxLevel
+from llmesh.runtime.settings import PROVIDERS, WorkerSettings
 
 __all__ = [
-    "LOAD",
     "MAX_BODY",
-    "Event",
     "Garbage",
-    "Infer",
-    "Load",
-    "Order",
     "decode_event",
     "decode_order",
     "encode_event",
@@ -47,39 +57,14 @@ MAX_BODY = 64 << 20
 MAX_EVENT_HEADER = 4 << 20
 """The longest header of an event: to read a longer one would hold up the node's other work."""
 
-LOAD = 0
-"""The call number of the load; inferences count from 1."""
-
-_TASKS = (RAW_TENSORS, TEXT_CLASSIFICATION)
-_MAY_SAY = (ValidationFailed.code, ModelFailed.code, TooLarge.code)
+_MAY_SAY = (ValidationFailed.code, ModelFailed.code, TooLarge.code, NodeBusy.code)
 _MAX_SPECS = 4_096
 _MAX_NAME = 512
 _MAX_RANK = 16
 _MAX_MESSAGE = 2_000
 _MAX_COUNT = 1 << 31
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The first order: open this graph of this bundle, to run on so many threads."""
-
-    folder: str
-    files: tuple[str, ...]
-    graph: str
-    threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Infer:
-    """Check these values, say Accepted, and run when all accepted before are done."""
-
-    values: Mapping[str, Value]
-
-
-Order: TypeAlias = Load | Infer | Cancel
-
-Event: TypeAlias = ModelInfo | Accepted | Chunk | Usage | MeshError | Cancel
-"""ModelInfo answers a load; Accepted, Chunk*, Usage an inference; Cancel says that it was stopped."""
+_MAX_BYTES = 1 << 50
+_MAX_FILES = 1_000
 
 
 class Garbage(Exception):
@@ -88,21 +73,32 @@ class Garbage(Exception):
 
 def encode_order(call: int, order: Order) -> bytes:
     """The whole frame.  Raises TooLarge, and ValidationFailed for values that JSON cannot hold."""
-    if isinstance(order, Load):
-        return _frame([call, "load", [order.folder, list(order.files), order.graph, order.threads]])
     if isinstance(order, Infer):
         values, blobs = _pack(order.values)
         return _frame([call, "infer", values], blobs)
-    return _frame([call, "cancel", None])
+    return _frame([call, type(order).__name__.lower(), list(astuple(order))])
 
 
 def decode_order(body: bytes) -> tuple[int, Order]:
     """For the worker, which trusts its node."""
     (call, kind, content), blobs = _split(body)
-    if kind == "load":
-        folder, files, graph, threads = content
-        return call, Load(folder, tuple(files), graph, threads)
-    return call, Infer(_unpack(content, blobs)) if kind == "infer" else Cancel()
+    if kind == "infer":
+        return call, Infer(_unpack(content, blobs))
+    return call, _ORDERS[kind](*content)
+
+
+def _load(folder: str, files: list[str], graph: str, memory: int, settings: list[Any]) -> Load:
+    own = WorkerSettings(*settings)
+    return Load(folder, tuple(files), graph, memory, replace(own, require=SandboxLevel(own.require)))
+
+
+_ORDERS: dict[str, Callable[..., Order]] = {
+    "load": _load,
+    "alone": Alone,
+    "cancel": Cancel,
+    "scan": lambda folder, graph, memory, require: Scan(folder, graph, memory, SandboxLevel(require)),
+    "probe": Probe,
+}
 
 
 def encode_event(call: int, event: Event) -> bytes:
@@ -114,20 +110,31 @@ def encode_event(call: int, event: Event) -> bytes:
     return _frame([call, *_plain(event)])
 
 
-def _plain(event: ModelInfo | Accepted | Usage | MeshError | Cancel) -> tuple[str, Json]:
+def _plain(
+    event: Loaded | GraphFacts | Abilities | Accepted | Usage | MeshError | Cancel,
+) -> tuple[str, Json]:
     """Kind and content of an event that has no tensors."""
-    if isinstance(event, ModelInfo):
-        return "loaded", [
-            event.task,
-            [[spec.name, spec.dtype, list(spec.shape)] for spec in event.inputs],
-            [[spec.name, spec.dtype, list(spec.shape)] for spec in event.outputs],
-            list(event.labels),
-        ]
-    if isinstance(event, Usage):
-        return "usage", [event.input_tokens, event.output_tokens, event.compute_ms]
-    if isinstance(event, MeshError):
-        return "error", [event.code, event.message[:_MAX_MESSAGE]]
+    match event:
+        case Loaded(info, level, provider, batch, resident):
+            return "loaded", [_of_info(info), int(level), provider, batch, resident]
+        case GraphFacts(external, execution):
+            return "facts", [list(external), execution]
+        case Abilities(level, providers):
+            return "abilities", [int(level), list(providers)]
+        case Usage():
+            return "usage", [event.input_tokens, event.output_tokens, event.compute_ms]
+        case MeshError():
+            return "error", [event.code, event.message[:_MAX_MESSAGE]]
     return ("accepted" if isinstance(event, Accepted) else "cancelled"), None
+
+
+def _of_info(info: ModelInfo) -> Json:
+    return [
+        info.task,
+        [[spec.name, spec.dtype, list(spec.shape)] for spec in info.inputs],
+        [[spec.name, spec.dtype, list(spec.shape)] for spec in info.outputs],
+        list(info.labels),
+    ]
 
 
 def decode_event(body: bytes) -> tuple[int, Event]:
@@ -194,12 +201,32 @@ def _unpack(packed: Any, blobs: memoryview) -> dict[str, Value]:
     return values
 
 
-def _loaded(content: Any, _: memoryview) -> ModelInfo:
+def _loaded(content: Any, _: memoryview) -> Loaded:
+    info, level, provider, batch, resident = _list(content, 5)
+    if provider not in PROVIDERS or _count(batch) < 1 or not 0 <= _whole(resident) < _MAX_BYTES:
+        raise ValueError("no state of a worker")
+    return Loaded(_info(info), SandboxLevel(_count(level)), provider, batch, resident)
+
+
+def _info(content: Any) -> ModelInfo:
     task, inputs, outputs, labels = _list(content, 4)
-    if task not in _TASKS:
+    if task not in TASKS:
         raise ValueError("an unknown task")
     names = tuple(_text(label, _MAX_NAME) for label in _list(labels))
     return ModelInfo(ModelId(""), task, _specs(inputs), _specs(outputs), names)
+
+
+def _facts(content: Any, _: memoryview) -> GraphFacts:
+    external, execution = _list(content, 2)
+    if execution not in EXECUTIONS or len(_list(external)) > _MAX_FILES:
+        raise ValueError("no facts of a graph")
+    return GraphFacts(tuple(_text(name, _MAX_MESSAGE) for name in external), execution)
+
+
+def _abilities(content: Any, _: memoryview) -> Abilities:
+    level, providers = _list(content, 2)
+    known = tuple(name for name in PROVIDERS if name in _list(providers))
+    return Abilities(SandboxLevel(_count(level)), known)
 
 
 def _specs(content: Any) -> tuple[TensorSpec, ...]:
@@ -243,6 +270,8 @@ def _error(content: Any, _: memoryview) -> MeshError:
 
 _DECODERS: dict[str, Callable[[Any, memoryview], Event]] = {
     "loaded": _loaded,
+    "facts": _facts,
+    "abilities": _abilities,
     "accepted": lambda _content, _blobs: Accepted(),
     "chunk": _chunk,
     "usage": _usage,
@@ -258,8 +287,14 @@ def _list(value: Any, length: int | None = None) -> list[Any]:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+    if not 0 <= _whole(value) < _MAX_COUNT:
         raise ValueError("no count")
+    return int(value)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError("no whole number")
     return value
 
 

@@ -6,8 +6,10 @@ in the node's terminal is not for it) and the end of its stdin as the sign that 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +23,8 @@ import trio
 import llmesh
 from llmesh.core.framing import Splitter
 from llmesh.errors import ValidationFailed
-from llmesh.runtime.pipe import MAX_BODY, Event, Garbage, decode_event
+from llmesh.runtime.orders import Event
+from llmesh.runtime.pipe import MAX_BODY, Garbage, decode_event
 
 __all__ = ["WorkerEnded", "WorkerProcess", "open_worker"]
 
@@ -42,8 +45,8 @@ class WorkerProcess:
     """Frames to a worker and events from it, each used by one task."""
 
     def __init__(self, process: trio.Process) -> None:
-        assert process.stdin is not None  # noqa: S101 - all three are pipes
-        assert process.stdout is not None  # noqa: S101
+        assert isinstance(process.stdin, trio.lowlevel.FdStream)  # noqa: S101 - all three are pipes
+        assert isinstance(process.stdout, trio.lowlevel.FdStream)  # noqa: S101
         assert process.stderr is not None  # noqa: S101
         self._process = process
         self._stdin = process.stdin
@@ -59,6 +62,14 @@ class WorkerProcess:
         """The process id."""
         return self._process.pid
 
+    def resident(self) -> int | None:
+        """Bytes that it has in memory now; None where the machine does not say."""
+        try:
+            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        except OSError:
+            return None
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     async def send(self, frame: bytes) -> None:
         """Raises WorkerEnded.  A cancel may leave half a frame behind: end the process after one."""
         try:
@@ -66,17 +77,34 @@ class WorkerProcess:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise WorkerEnded("it takes no orders any more") from None
 
+    def send_nowait(self, frame: bytes) -> bool:
+        """Whether a short frame went out whole, at once; to be asked only while nobody is in `send`."""
+        if len(frame) > select.PIPE_BUF:  # the kernel takes one up to this size whole or not at all
+            return False
+        try:
+            os.write(self._stdin.fileno(), frame)
+        except (OSError, trio.ClosedResourceError):  # full or gone: `send` finds out which
+            return False
+        return True
+
     async def receive(self) -> tuple[int, Event]:
         """The next event.  Raises WorkerEnded at the end, and for what is no event."""
         try:
             while not self._bodies:
-                data = await self._stdout.receive_some(_READ)
+                data = await self._read()
                 if not data:
                     raise WorkerEnded(await self._obituary())
                 self._bodies.extend(self._splitter.feed(data))
             return decode_event(self._bodies.popleft())
         except (Garbage, ValidationFailed) as error:
             raise WorkerEnded(f"it broke the protocol: {error}") from None
+
+    async def _read(self) -> bytes:
+        """What there is on its stdout; a stream's own `receive_some` takes one more turn of the loop."""
+        while True:
+            await trio.lowlevel.wait_readable(self._stdout.fileno())
+            with contextlib.suppress(BlockingIOError):
+                return os.read(self._stdout.fileno(), _READ)
 
     async def drain_complaints(self) -> None:
         """Take what it writes to stderr as it comes, and keep the end of it; returns at its end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,17 +37,24 @@ class RawTensors:
             raise self._mismatch(f"it got {_listed(values)}")
         return {name: self._array(wanted[name], value) for name, value in values.items()}
 
-    def answer(self, feeds: Mapping[str, Array], stop: Stop) -> dict[str, Value]:
+    def answer(self, inputs: Sequence[dict[str, Array]], stop: Stop) -> list[dict[str, Value]]:
         """One Tensor per output, lists for texts.  Raises ModelFailed, TooLarge."""
+        return [self._answer(feeds, stop) for feeds in inputs]
+
+    def _answer(self, feeds: Mapping[str, Array], stop: Stop) -> dict[str, Value]:
         outputs = self._graph.run(feeds, stop)
         size = sum(array.nbytes for array in outputs.values())
         if size > MAX_BODY:
             raise TooLarge(f"The model's answer takes {size:,} bytes, more than {MAX_BODY:,}.")
         return {spec.name: _value(spec, outputs[spec.name]) for spec in self.outputs}
 
-    def input_tokens(self, _feeds: Mapping[str, Array]) -> int:
+    def tokens(self, input: dict[str, Array]) -> int:
         """None: raw tensors are not texts."""
         return 0
+
+    def batches(self) -> bool:
+        """No: a free first axis does not say that the rows along it have nothing to do with each other."""
+        return False
 
     def _array(self, spec: TensorSpec, value: Value) -> Array:
         try:

@@ -1,28 +1,33 @@
-"""Text classification, on the worker's side: a Hugging Face folder's tokenizer, graph and labels.
+"""From a text to a graph's tokens, on the worker's side: a Hugging Face folder's tokenizer.
 
-Text in, label and scores out.  A text that is longer than the model's context is refused, never cut.
+A text that is longer than the model's context is refused; it is cut only where the caller says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from llmesh.core.encoding import Json, Value
-from llmesh.core.model import TEXT_CLASSIFICATION, TensorSpec
+from llmesh.core.model import TensorSpec
 from llmesh.errors import ModelFailed, ValidationFailed
-from llmesh.runtime.graph import Array, Graph, Stop
+from llmesh.runtime.graph import Array, Stop, warm_up
 
-__all__ = ["TextClassifier", "context_of", "labels_of", "open_tokenizer"]
+__all__ = ["GIVEN", "Context", "TextReader", "Tokens", "context_of", "labels_of", "open_tokenizer"]
 
-_GIVEN = ("input_ids", "attention_mask", "token_type_ids")
+GIVEN = ("input_ids", "attention_mask", "token_type_ids")
+"""The inputs of a graph that a text can fill."""
+
 _NO_LIMIT = 1 << 20  # transformers writes 1e30 for "unknown"
 # A longer text cannot fit the context; tokenising it to find out would hold up the others.
 _CHARACTERS_PER_TOKEN = 32
 _MAX_CHARACTERS = 1 << 17
+_SAMPLES = ("a", "One, two, three, four: 五六七八九十。")
+_MOST_APART = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,30 @@ class Context:
     padding: int
 
 
-def context_of(config: Mapping[str, Json], tokenizer_config: Mapping[str, Json]) -> Context:
-    """The smaller of the tokenizer's and the model's own limit."""
-    said = (tokenizer_config.get("model_max_length"), config.get("max_position_embeddings"))
-    limits = [int(n) for n in said if isinstance(n, int | float) and 0 < n < _NO_LIMIT]
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text and what the tokenizer made of it, the special tokens around it included."""
+
+    text: str
+    encoding: Encoding
+
+    def __len__(self) -> int:
+        return len(self.encoding)
+
+
+Run: TypeAlias = Callable[[Sequence[Tokens], Stop], Array]
+"""A run of the graph; one row a text."""
+
+
+def context_of(config: Mapping[str, Json], *others: Json) -> Context:
+    """The smallest of the model's own limit and what else names one."""
+    limits = [int(n) for n in (config.get("max_position_embeddings"), *others) if _is_limit(n)]  # type: ignore[arg-type]
     padding = config.get("pad_token_id")
     return Context(min(limits, default=None), padding if isinstance(padding, int) and padding >= 0 else 0)
+
+
+def _is_limit(value: Json) -> bool:
+    return isinstance(value, int | float) and 0 < value < _NO_LIMIT
 
 
 def labels_of(config: Mapping[str, Json]) -> tuple[str, ...]:
@@ -65,108 +88,99 @@ def open_tokenizer(data: bytes) -> Tokenizer:
     return tokenizer
 
 
-class TextClassifier:
-    """Softmax over the labels, or a sigmoid each where the model says that several may apply."""
+class TextReader:
+    """The way into one graph: from {"text": ...} to its tensors.  `read` is for one thread."""
 
-    task = TEXT_CLASSIFICATION
     inputs: tuple[TensorSpec, ...] = (TensorSpec("text", "string", ()),)
 
-    def __init__(
-        self, graph: Graph, tokenizer: Tokenizer, context: Context, config: Mapping[str, Json]
-    ) -> None:
-        """Raises ValidationFailed where graph, labels and tokenizer do not belong together."""
-        self.labels = labels_of(config)
-        self.outputs: tuple[TensorSpec, ...] = (
-            TensorSpec("label", "string", ()),
-            TensorSpec("score", "float32", ()),
-            TensorSpec("scores", "float32", (len(self.labels),)),
-        )
-        self._graph = graph
+    def __init__(self, tokenizer: Tokenizer, context: Context, specs: Sequence[TensorSpec]) -> None:
+        """Raises ValidationFailed where the graph asks for what no text gives."""
+        for spec in specs:
+            batched = len(spec.shape) == 2 and (isinstance(spec.shape[0], str) or spec.shape[0] == 1)
+            if spec.name not in GIVEN or spec.dtype not in ("int64", "int32") or not batched:
+                raise ValidationFailed(f"The graph asks for {spec}, which a text cannot give.")
         self._tokenizer = tokenizer
-        self._context = context
-        several = config.get("problem_type") == "multi_label_classification"
-        self._scores = _sigmoid if several or len(self.labels) == 1 else _softmax
-        self._check_graph()
+        self._padding = context.padding
+        self._specs = tuple(specs)
+        fixed = [spec.shape[1] for spec in specs if isinstance(spec.shape[1], int)]
+        self._fixed = min(fixed, default=None)
+        self._limit = min((n for n in (context.tokens, self._fixed) if n is not None), default=None)
 
-    def check(self, values: Mapping[str, Value]) -> dict[str, Array]:
-        """The graph's inputs.  Raises ValidationFailed for what is no text or too long a one."""
-        text = values.get("text")
-        if not isinstance(text, str) or len(values) != 1:
+    def read(self, values: Mapping[str, Value]) -> Tokens:
+        """Raises ValidationFailed for what is no text or too long a one."""
+        text, truncate = values.get("text"), values.get("truncate", False)
+        if not isinstance(text, str) or not values.keys() <= {"text", "truncate"}:
             names = ", ".join(sorted(repr(name[:80]) for name in values)[:20]) or "nothing"
-            raise ValidationFailed(f'The model takes {{"text": a string}}; it got {names}.')
-        return self._feeds(self._token_ids(text))
-
-    def answer(self, feeds: Mapping[str, Array], stop: Stop) -> dict[str, Value]:
-        """Label, its score and the scores of all, from 0 to 1.  Raises ModelFailed."""
-        logits = self._graph.run(feeds, stop)["logits"]
-        if logits.shape != (1, len(self.labels)) or not np.isfinite(logits).all():
-            raise ModelFailed("The model gave no finite score for each of its labels.")
-        scores = [float(score) for score in self._scores(logits[0].astype(np.float64))]
-        best = int(np.argmax(scores))
-        return {
-            "label": self.labels[best],
-            "score": scores[best],
-            "scores": dict(zip(self.labels, scores, strict=True)),
-        }
-
-    def input_tokens(self, feeds: Mapping[str, Array]) -> int:
-        """Tokens read, the special ones around the text included."""
-        mask = feeds.get("attention_mask", feeds["input_ids"])
-        return int(np.count_nonzero(mask)) if "attention_mask" in feeds else int(mask.size)
-
-    def _check_graph(self) -> None:
-        """Each refusal says what in the bundle does not fit."""
-        for spec in self._graph.inputs:
-            batched = len(spec.shape) == 2 and spec.shape[0] in (
-                1,
-                *(n for n in spec.shape if isinstance(n, str)),
+            raise ValidationFailed(
+                f'The model takes {{"text": a string}}, and "truncate": true; it got {names}.'
             )
-            if spec.name not in _GIVEN or spec.dtype not in ("int64", "int32") or not batched:
-                raise ValidationFailed(f"The graph asks for {spec}, which a text classifier cannot give.")
-        last = next(spec for spec in self._graph.outputs if spec.name == "logits").shape[-1]
-        if isinstance(last, int) and last != len(self.labels):
-            raise ValidationFailed(f"config.json names {len(self.labels)} labels; the graph scores {last}.")
-
-    def _token_ids(self, text: str) -> list[int]:
+        if not isinstance(truncate, bool):
+            raise ValidationFailed(f"truncate must be true or false, not {type(truncate).__name__}.")
         if not text.strip():
             raise ValidationFailed("The text is empty.")
-        limit = self._context.tokens
-        most = min(_MAX_CHARACTERS, _CHARACTERS_PER_TOKEN * limit) if limit else _MAX_CHARACTERS
-        if len(text) > most:
-            takes = f"{limit} tokens, at most {most:,} characters" if limit else f"{most:,} characters"
-            raise ValidationFailed(f"The text has {len(text):,} characters; the model takes {takes}.")
         try:
             text.encode()
         except UnicodeEncodeError:
             raise ValidationFailed("The text holds half of a surrogate pair.") from None
-        ids = self._tokenizer.encode_batch([text])[0].ids  # unlike `encode`, it lets other threads run
-        if limit and len(ids) > limit:
-            raise ValidationFailed(f"The text has {len(ids)} tokens; the model takes {limit}.")
-        return ids
+        return self._cut(text) if truncate else self._whole(text)
 
-    def _feeds(self, ids: list[int]) -> dict[str, Array]:
-        return {spec.name: self._feed(spec, ids) for spec in self._graph.inputs}
+    def feeds(self, texts: Sequence[Tokens]) -> dict[str, Array]:
+        """One row a text; what is shorter than the longest, or than the graph wants, gets padding."""
+        length = self._fixed or max(map(len, texts))
+        filled = {"input_ids": self._padding, "attention_mask": 0, "token_type_ids": 0}
+        feeds = {s.name: np.full((len(texts), length), filled[s.name], dtype=s.dtype) for s in self._specs}
+        for row, tokens in enumerate(texts):
+            if "input_ids" in feeds:
+                feeds["input_ids"][row, : len(tokens)] = tokens.encoding.ids
+            if "attention_mask" in feeds:
+                feeds["attention_mask"][row, : len(tokens)] = 1
+        return feeds
 
-    def _feed(self, spec: TensorSpec, ids: list[int]) -> Array:
-        """One row; a graph of fixed length gets padding, which its mask hides."""
-        length = spec.shape[1] if isinstance(spec.shape[1], int) else len(ids)
-        if len(ids) > length:
-            raise ValidationFailed(f"The text has {len(ids)} tokens; the model takes {length}.")
-        rest = length - len(ids)
-        row = {
-            "input_ids": [*ids, *[self._context.padding] * rest],
-            "attention_mask": [1] * len(ids) + [0] * rest,
-            "token_type_ids": [0] * length,
-        }[spec.name]
-        return np.array([row], dtype=spec.dtype)
+    def rows_are_apart(self, outputs: Sequence[TensorSpec], run: Run) -> bool:
+        """Whether texts may share a run: the graph takes several, and tried, each gets its own answer."""
+        free = all(spec.shape and isinstance(spec.shape[0], str) for spec in (*self._specs, *outputs))
+        if not free or not any(spec.name == "attention_mask" for spec in self._specs):
+            return False
+        texts = [self._cut(text) for text in _SAMPLES]
+        try:
+            with warm_up() as stop:
+                alone = [run([text], stop)[0] for text in texts]
+                together = run(texts, stop)
+        except ModelFailed:
+            return False
+        least = 1 + max(float(np.abs(row).max(initial=0)) for row in alone)
+        return all(
+            float(np.abs(one - other).max(initial=0)) <= _MOST_APART * least
+            for one, other in zip(alone, together, strict=True)
+        )
+
+    def _whole(self, text: str) -> Tokens:
+        limit = self._limit
+        most = _most_characters(limit)
+        if len(text) > most:
+            takes = f"{limit} tokens, at most {most:,} characters" if limit else f"{most:,} characters"
+            raise ValidationFailed(f"The text has {len(text):,} characters; the model takes {takes}.")
+        tokens = self._encode(text)
+        if limit and len(tokens) > limit:
+            raise ValidationFailed(
+                f'The text has {len(tokens)} tokens; the model takes {limit} ("truncate": true cuts it).'
+            )
+        return tokens
+
+    def _cut(self, text: str) -> Tokens:
+        if self._limit:
+            self._tokenizer.enable_truncation(self._limit)
+        try:
+            return self._encode(text[: _most_characters(self._limit)])
+        finally:
+            self._tokenizer.no_truncation()
+
+    def _encode(self, text: str) -> Tokens:
+        (encoding,) = self._tokenizer.encode_batch([text])  # unlike `encode`, it lets other threads run
+        if not len(encoding):
+            raise ValidationFailed("The text has no tokens.")
+        return Tokens(text, encoding)
 
 
-def _softmax(logits: Array) -> Array:
-    exponents = np.exp(logits - logits.max())
-    scores: Array = exponents / exponents.sum()
-    return scores
-
-
-def _sigmoid(logits: Array) -> Array:
-    scores: Array = 0.5 * (1 + np.tanh(logits / 2))  # exp would overflow
-    return scores
+def _most_characters(tokens: int | None) -> int:
+    return min(_MAX_CHARACTERS, _CHARACTERS_PER_TOKEN * tokens) if tokens else _MAX_CHARACTERS

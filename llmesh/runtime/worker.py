@@ -1,134 +1,187 @@
 """The worker: a process that has one model open and answers its node over stdin and stdout.
 
-It checks inputs and obeys cancels while a graph runs, and runs one at a time, in order of arrival.
-What nobody expects ends the process, and the node starts another.  It ends with its node too, even
-while a graph runs.
+It locks itself in before it loads a library or looks at the model.  It checks inputs and obeys
+cancels while a graph runs.  What nobody expects ends the process, and the node starts another.
+It ends with its node too, even while a graph runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Cancel
-from llmesh.core.framing import HEADER
+from llmesh.core.framing import Splitter
 from llmesh.core.ids import ModelId
-from llmesh.core.inference import Chunk, Usage
+from llmesh.core.inference import Chunk
 from llmesh.core.model import ModelInfo
-from llmesh.errors import MeshError, ModelFailed, TooLarge, ValidationFailed
-from llmesh.runtime.graph import Array, Stop
-from llmesh.runtime.model import Model, open_model
-from llmesh.runtime.pipe import LOAD, Event, Infer, Load, Order, decode_order, encode_event
+from llmesh.errors import MeshError, ModelFailed, NodeBusy, TooLarge, ValidationFailed
+from llmesh.runtime.job import Job, Model, Outcome
+from llmesh.runtime.orders import LOAD, Event, Infer, Load, Loaded, Order, Probe, Scan
+from llmesh.runtime.pipe import MAX_BODY, decode_order, encode_event
+from llmesh.runtime.sandbox import SandboxLevel, enter
 
 __all__ = ["main"]
 
 _PARENT_WATCH_SECONDS = 1.0
+_READ = 1 << 18
+
+_Job: TypeAlias = Job[Any]
 
 
-@dataclass(slots=True)
-class _Job:
-    call: int
-    feeds: Mapping[str, Array]
-    stop: Stop = field(default_factory=Stop)
+class _Orders:
+    """The orders from the node, as they come."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._splitter = Splitter(MAX_BODY)
+        self._bodies: deque[bytes] = deque()
+
+    def next(self) -> tuple[int, Order] | None:
+        """Waits; None at the end, also where that comes in the middle of an order."""
+        while not self._bodies:
+            data = os.read(self._pipe, _READ)
+            if not data:
+                return None
+            self._bodies.extend(self._splitter.feed(data))
+        return decode_order(self._bodies.popleft())
+
+    @property
+    def more(self) -> bool:
+        """Whether there is something to read at this moment."""
+        return bool(self._bodies or select.select([self._pipe], [], [], 0)[0])
 
 
 class _Worker:
-    """Two threads take turns: one listens, and runs the job it hears of while the other listens.
+    """Two threads take turns: one listens, and runs the jobs it hears of while the other listens.
 
     So a job starts in the thread that read it, without waking another first.
     """
 
-    def __init__(self, model: Model, orders: BinaryIO, events: BinaryIO) -> None:
+    def __init__(self, model: Model[Any], window: float, orders: _Orders, events: BinaryIO) -> None:
         self._model = model
+        self._window = window
         self._orders = orders
         self._events = events
         self._listening = threading.Lock()
-        self._writing = threading.Lock()
-        self._deciding = threading.Lock()  # over the two below
+        self._deciding = threading.Lock()  # over what follows, and over what is said of it
+        self._jobs: dict[int, _Job] = {}
         self._waiting: dict[int, _Job] = {}
-        self._running: _Job | None = None
+        self._fresh: dict[int, _Job] = {}  # of the listening thread: not yet said to be accepted
+        self._alone: set[int] = set()
+        self._stepping = False
 
     def serve(self) -> None:
         """What each of the threads does; the end of the orders is the end of the process."""
         while True:
             with self._listening:
-                job: _Job | None = self._listen()
-            while job is not None:
-                frames = self._run(job)
-                with self._deciding:
-                    job = self._running = self._waiting.pop(next(iter(self._waiting), 0), None)
-                self._write(frames)
+                self._listen()
+            if self._window:
+                time.sleep(self._window)
+            while self._step():
+                pass
 
-    def _listen(self) -> _Job:
-        """Take orders up to one that this thread is to run itself."""
-        while order := _read_order(self._orders):
-            call, what = order
-            if isinstance(what, Cancel):
-                self._cancel(call)
-            elif isinstance(what, Infer) and (job := self._check(call, what.values)) is not None:
-                with self._deciding:
-                    if self._running is None:
-                        self._running = job
-                        return job
-                    self._waiting[call] = job
-        os._exit(0)
+    def _listen(self) -> None:
+        """Take orders until there are jobs that this thread is to run itself: all that came at once."""
+        said = b""
+        while True:
+            order = self._orders.next()
+            if order is None:
+                os._exit(0)
+            said += self._obey(*order)
+            if self._orders.more and len(self._fresh) < self._model.batch:
+                continue
+            with self._deciding:
+                self._write(said)
+                self._waiting |= self._fresh
+                self._fresh.clear()
+                if self._waiting and not self._stepping:
+                    self._stepping = True
+                    return
+            said = b""
 
-    def _check(self, call: int, values: Mapping[str, Value]) -> _Job | None:
+    def _obey(self, call: int, order: Order) -> bytes:
+        """What there is to say of it at once."""
+        if isinstance(order, Cancel):
+            return self._cancel(call)
+        if isinstance(order, Infer):
+            return self._check(call, order.values)
+        self._alone.add(call)
+        return b""
+
+    def _check(self, call: int, values: Mapping[str, Value]) -> bytes:
+        alone = call in self._alone
+        self._alone.discard(call)
         try:
-            job = _Job(call, self._model.check(values))
-        except ValidationFailed as error:
-            self._write(encode_event(call, error))
-            return None
-        self._write(encode_event(call, Accepted()))
-        return job
-
-    def _cancel(self, call: int) -> None:
+            job = Job(call, self._model.check(values), alone)
+        except (ValidationFailed, TooLarge, NodeBusy) as error:
+            return encode_event(call, error)
+        self._fresh[call] = job
         with self._deciding:
-            if self._running is not None and self._running.call == call:
-                self._running.stop.set()
-            waited = self._waiting.pop(call, None)
-        if waited is not None:
-            self._write(encode_event(call, Cancel()))
+            self._jobs[call] = job
+        return encode_event(call, Accepted())
 
-    def _run(self, job: _Job) -> bytes:
-        """The frames that end a job."""
-        start = time.perf_counter()
-        try:
-            values = self._model.answer(job.feeds, job.stop)
-            usage = Usage(self._model.input_tokens(job.feeds), 0, (time.perf_counter() - start) * 1e3)
-            return encode_event(job.call, Chunk(0, values=values)) + encode_event(job.call, usage)
-        except (ModelFailed, TooLarge) as error:
-            return encode_event(job.call, Cancel() if job.stop.is_set() else error)
+    def _cancel(self, call: int) -> bytes:
+        with self._deciding:
+            job = self._jobs.get(call)
+            if job is None:
+                return b""
+            waits = self._waiting.pop(call, None) or self._fresh.pop(call, None)
+            if waits is None and not self._model.leave(job):
+                return b""
+            del self._jobs[call]
+        return encode_event(call, Cancel())
+
+    def _step(self) -> bool:
+        """Let the model work once; False, and the next order starts it again, if nothing is to be done."""
+        with self._deciding:
+            joining = self._model.take(list(self._waiting.values()))
+            for job in joining:
+                del self._waiting[job.call]
+            self._stepping = bool(joining or self._model.busy)
+            if not self._stepping:
+                return False
+        outcomes = [(job.call, *_encoded(job.call, outcome)) for job, outcome in self._model.step(joining)]
+        with self._deciding:
+            self._write(b"".join(frame for call, frame, last in outcomes if self._is_said(call, last=last)))
+        return True
+
+    def _is_said(self, call: int, *, last: bool) -> bool:
+        """Nothing is, once the call is over for its node."""
+        if last:
+            return self._jobs.pop(call, None) is not None
+        return call in self._jobs
 
     def _write(self, frames: bytes) -> None:
-        with self._writing:
-            self._events.write(frames)
-            self._events.flush()
+        self._events.write(frames)
+        self._events.flush()
 
 
-def _read_order(orders: BinaryIO) -> tuple[int, Order] | None:
-    """The next order; None at the end, also where that comes in the middle of one."""
-    head = orders.read(HEADER)
-    size = int.from_bytes(head, "big")
-    body = orders.read(size)
-    return decode_order(body) if len(head) == HEADER and len(body) == size else None
+def _encoded(call: int, outcome: Outcome) -> tuple[bytes, bool]:
+    """The frame, and whether it is the last of its call."""
+    try:
+        return encode_event(call, outcome), not isinstance(outcome, Chunk)
+    except TooLarge as error:
+        return encode_event(call, error), True
 
 
-def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+def _take_pipes() -> tuple[_Orders, BinaryIO]:
     """The two pipes, out of reach of anything that prints or reads: that meets stderr and nothing."""
-    orders, events = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    orders, events = os.dup(0), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    return orders, events
+    return _Orders(orders), events
 
 
 def _watch_parent(parent: int) -> None:
@@ -151,35 +204,89 @@ def _be_first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
-def _load(orders: BinaryIO) -> Model | MeshError:
-    order = _read_order(orders)
-    if order is None or not isinstance(order[1], Load):
-        return ModelFailed("The first order must be to load a model.")
+def _lock_in(readable: list[Path], memory: int, require: SandboxLevel) -> SandboxLevel:
+    """For good, and before any thread but this one exists.  Raises ValidationFailed below `require`."""
+    level = enter(readable, memory)
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    if level < require:
+        raise ValidationFailed(
+            f"This node opens models only in a sandbox of level {require.name};"
+            f" on this machine workers reach {level.name}."
+        )
+    return level
+
+
+def _resident() -> int:
+    """The most bytes that this process has had in memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _serve_model(order: Load, orders: _Orders, events: BinaryIO) -> None:
+    readable = [Path(order.folder) / name for name in order.files]
+    event: Event
     try:
-        return open_model(order[1])
+        level = _lock_in(readable, order.memory, order.settings.require)
+        # Only now: these load native libraries, which start threads and read the model's bytes.
+        from llmesh.runtime.model import open_model
+
+        model = open_model(order)
+    except (ValidationFailed, ModelFailed) as error:
+        event = error
+    else:
+        info = ModelInfo(ModelId(""), model.task, model.inputs, model.outputs, model.labels)
+        event = Loaded(info, level, order.settings.provider, model.batch, _resident())
+    events.write(encode_event(LOAD, event))
+    events.flush()
+    if isinstance(event, MeshError):
+        return
+    worker = _Worker(model, order.settings.window, orders, events)
+    threading.Thread(target=worker.serve, daemon=True).start()
+    worker.serve()
+
+
+def _scan_graphs(order: Scan, orders: _Orders, events: BinaryIO) -> None:
+    following: Order | None = order
+    while isinstance(following, Scan):
+        events.write(encode_event(LOAD, _scan(following, first=following is order)))
+        events.flush()
+        received = orders.next()
+        following = received[1] if received else None
+
+
+def _scan(order: Scan, *, first: bool) -> Event:
+    try:
+        if first:
+            _lock_in([Path(order.folder)], order.memory, order.require)
+        from llmesh.runtime.scan import scan_graph  # after the door is shut
+
+        return scan_graph(Path(order.folder), order.graph)
     except ValidationFailed as error:
         return error
+    except MemoryError:
+        return ValidationFailed(f"{order.graph} takes more memory to read than it may.")
+
+
+def _probe(order: Probe, events: BinaryIO) -> None:
+    level = _lock_in([], order.memory, SandboxLevel.NONE)
+    from llmesh.runtime.graph import abilities
+
+    events.write(encode_event(LOAD, abilities(level)))
+    events.flush()
 
 
 def main() -> None:
-    """Load the one model, then serve until the node closes the pipe."""
+    """Do what the first order says, until that is done or the node closes the pipe."""
     orders, events = _take_pipes()
     threading.excepthook = _end_with_thread
     _be_first_to_go()
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    model = _load(orders)
-    event: Event
-    if isinstance(model, MeshError):
-        event = model
-    else:
-        event = ModelInfo(ModelId(""), model.task, model.inputs, model.outputs, model.labels)
-    events.write(encode_event(LOAD, event))
-    events.flush()
-    if isinstance(model, MeshError):
-        sys.exit(0)
-    worker = _Worker(model, orders, events)
-    threading.Thread(target=worker.serve, daemon=True).start()
-    worker.serve()
+    match orders.next():
+        case (_, Load() as order):
+            _serve_model(order, orders, events)
+        case (_, Scan() as order):
+            _scan_graphs(order, orders, events)
+        case (_, Probe() as order):
+            _probe(order, events)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,11 @@ from llmesh.core.encoding import Value
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Chunk, Usage
 from llmesh.demo import SENTIMENT_ANALYZER
+from llmesh.runtime.batches import BatchedModel
+from llmesh.runtime.model import open_model
+from llmesh.runtime.orders import Load
 from llmesh.runtime.runtime import Runtime
+from llmesh.runtime.settings import WorkerSettings
 from llmesh.runtime.workers import open_worker_runtime
 
 Save = Callable[..., Path]
@@ -87,6 +91,15 @@ def classifier(labels: int = 2, length: int | str = "s") -> onnx.ModelProto:
     return model_of(nodes, given, [value("logits", T.FLOAT, "b", labels)], [weights])
 
 
+def opened(folder: Path, graph: str = "model.onnx", **settings: Any) -> BatchedModel[Any]:
+    """A model as the worker opens it, in this process and in no sandbox."""
+    files = tuple(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    order = Load(str(folder), files, graph, 0, WorkerSettings(**{"threads": 1, **settings}))
+    model = open_model(order)
+    assert isinstance(model, BatchedModel)
+    return model
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
     def write(model: onnx.ModelProto, name: str = "model.onnx", **configs: Any) -> Path:
@@ -95,7 +108,9 @@ def save(tmp_path: Path) -> Save:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(model.SerializeToString())
         for config, content in configs.items():
-            (tmp_path / f"{config}.json").write_text(json.dumps(content))
+            place = tmp_path / f"{config}.json"
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(json.dumps(content))
         return tmp_path
 
     return write
@@ -109,7 +124,7 @@ def demo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def runtime() -> AsyncIterator[Runtime]:
-    async with open_worker_runtime(1) as opened:
+    async with open_worker_runtime(WorkerSettings(threads=1)) as opened:
         yield opened
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -13,17 +12,16 @@ from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo
-from llmesh.errors import ModelFailed, NodeBusy, ValidationFailed
+from llmesh.errors import NodeBusy, ValidationFailed
 from llmesh.runtime import calls as calls_module
+from llmesh.runtime.answer import Answer
 from llmesh.runtime.calls import OBEY_SECONDS, Call, Calls
-from llmesh.runtime.pipe import Event, Garbage, encode_order
-
-DIED = ModelFailed("The worker died.")
+from llmesh.runtime.orders import Alone, Event
+from llmesh.runtime.pipe import Garbage, encode_order
 
 
 def call_of(number: int, size: int = 1) -> Call:
-    caller, _ = trio.open_memory_channel[Accepted | Chunk | Usage](1)
-    return Call(number, bytes(size), caller)
+    return Call(number, bytes(size), Answer())
 
 
 def table(*states: str) -> tuple[Calls, list[Call]]:
@@ -47,7 +45,6 @@ def test_a_call_is_answered() -> None:
     for event in (Accepted(), Chunk(0), Chunk(1), Usage()):
         assert calls.note(1, event, 1.0) is call
     assert not calls
-    assert call.error is None
 
 
 @pytest.mark.parametrize(
@@ -76,27 +73,41 @@ def test_an_answer_to_nothing_is_garbage() -> None:
 
 def test_the_running_call_goes_down_with_its_worker_and_the_others_do_not() -> None:
     calls, (running, waiting, fresh, unsent) = table("accepted", "accepted", "sent", "new")
-    assert calls.bury_worker(DIED, 1.0) == [running]
-    assert running.error is DIED
+    assert calls.bury_worker(1.0, 1) == [running]
     assert [calls.next_frame() for _ in range(4)] == [waiting.frame, fresh.frame, unsent.frame, None]
+
+
+def test_of_a_batch_nobody_is_blamed_before_it_ran_alone() -> None:
+    calls, (first, second, third) = table("accepted", "accepted", "sent")
+    assert calls.bury_worker(1.0, 8) == []
+    alone = [encode_order(call.number, Alone()) + call.frame for call in (first, second)]
+    assert [calls.next_frame() for _ in range(4)] == [*alone, third.frame, None]
+    for call in (first, second, third):
+        calls.note(call.number, Accepted(), 1.0)
+    assert calls.bury_worker(2.0, 8) == [first]
+
+
+def test_a_lone_call_is_the_cause_also_where_batches_are_run() -> None:
+    calls, (only, _) = table("accepted", "sent")
+    assert calls.bury_worker(1.0, 8) == [only]
 
 
 def test_a_call_that_no_worker_survives_gets_two_tries() -> None:
     calls, (call,) = table("sent")
-    assert calls.bury_worker(DIED, 1.0) == []
+    assert calls.bury_worker(1.0, 1) == []
     assert calls.next_frame() == call.frame
-    assert calls.bury_worker(DIED, 2.0) == [call]
+    assert calls.bury_worker(2.0, 1) == [call]
 
 
 def test_what_was_shown_is_never_begun_anew() -> None:
     calls, (first, second) = table("accepted", "chunk")
-    assert calls.bury_worker(DIED, 1.0) == [first, second]
+    assert calls.bury_worker(1.0, 1) == [first, second]
 
 
 def test_a_cancelled_call_takes_the_blame() -> None:
     calls, (hung, waiting) = table("accepted", "accepted")
     calls.cancel(hung, 1.0)
-    assert calls.bury_worker(DIED, 2.5) == [hung]
+    assert calls.bury_worker(2.5, 1) == [hung]
     assert calls.next_frame() == waiting.frame
 
 
@@ -133,6 +144,30 @@ def test_the_wait_that_is_named_is_what_the_queue_takes() -> None:
     with pytest.raises(NodeBusy) as caught:
         calls.check_room(1, 12.0)  # the running one has taken ten already
     assert caught.value.retry_after == 10.0 * calls_module.MAX_CALLS
+
+
+def test_the_pace_is_that_of_whole_batches() -> None:
+    calls, _ = table(*["accepted"] * 256)
+    for batch in range(30):
+        for call in range(8):
+            calls.note(8 * batch + call + 1, Usage(), float(batch + 1))
+    calls, more = calls, [call_of(n) for n in range(257, 257 + 240)]
+    for call in more:
+        calls.add(call)
+    with pytest.raises(NodeBusy) as caught:
+        calls.check_room(1, 30.0)
+    assert caught.value.retry_after == pytest.approx(256 / 8, rel=0.15)
+
+
+def test_an_order_is_sent_at_once_only_if_it_is_next() -> None:
+    calls, _ = table("sent")
+    second, third = call_of(2), call_of(3)
+    calls.add(second)
+    assert calls.take_frame(second) == second.frame
+    calls.put_back(second)
+    calls.add(third)
+    assert calls.take_frame(third) is None
+    assert [calls.next_frame() for _ in range(3)] == [second.frame, third.frame, None]
 
 
 def test_bytes_are_bounded_but_a_lone_call_is_always_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +236,7 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def die(self) -> None:
         accepted = [n for n, state in sorted(self.with_worker.items()) if state == "accepted"]
-        gone = [call.number for call in self.calls.bury_worker(DIED, self.now)]
+        gone = [call.number for call in self.calls.bury_worker(self.now, 1)]
         assert set(gone) >= set(accepted[:1])
         for number in gone:
             self.end(number)

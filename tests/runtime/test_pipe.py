@@ -12,19 +12,23 @@ from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.framing import HEADER, Splitter
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Chunk, Usage
-from llmesh.core.model import ModelInfo, TensorSpec
-from llmesh.errors import ModelFailed, NodeBusy, TooLarge, ValidationFailed
+from llmesh.core.model import EXECUTIONS, TASKS, ModelInfo, TensorSpec
+from llmesh.errors import ModelFailed, ModelNotFound, TooLarge, ValidationFailed
 from llmesh.runtime import pipe
-from llmesh.runtime.pipe import (
+from llmesh.runtime.orders import (
+    Abilities,
+    Alone,
     Event,
-    Garbage,
+    GraphFacts,
     Infer,
     Load,
-    decode_event,
-    decode_order,
-    encode_event,
-    encode_order,
-)
+    Loaded,
+    Probe,
+    Scan,
+)  # fmt: skip
+from llmesh.runtime.pipe import Garbage, decode_event, decode_order, encode_event, encode_order
+from llmesh.runtime.sandbox import SandboxLevel
+from llmesh.runtime.settings import WorkerSettings
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 counts = st.integers(0, (1 << 31) - 1)
@@ -48,10 +52,11 @@ values = st.dictionaries(texts, plain | tensors(), max_size=4)
 specs = st.builds(
     TensorSpec, texts, st.sampled_from([*DTYPES, "string"]), st.lists(counts | texts, max_size=4).map(tuple)
 )
+levels = st.sampled_from(SandboxLevel)
 infos = st.builds(
     ModelInfo,
     st.just(ModelId("")),
-    st.sampled_from(["raw-tensors", "text-classification"]),
+    st.sampled_from(TASKS),
     st.lists(specs, max_size=3).map(tuple),
     st.lists(specs, max_size=3).map(tuple),
     st.lists(texts, max_size=3).map(tuple),
@@ -59,7 +64,9 @@ infos = st.builds(
 events = (
     st.builds(Chunk, counts, texts, st.lists(counts, max_size=3).map(tuple), values)
     | st.builds(Usage, counts, counts, st.floats(0, 1e9))
-    | infos
+    | st.builds(Loaded, infos, levels, st.sampled_from(["cpu", "cuda"]), st.integers(1, 64), counts)
+    | st.builds(GraphFacts, st.lists(texts, max_size=3).map(tuple), st.sampled_from(EXECUTIONS))
+    | st.builds(Abilities, levels, st.sampled_from([(), ("cpu",), ("cpu", "cuda")]))
     | st.just(Accepted())
     | st.just(Cancel())
 )
@@ -72,7 +79,15 @@ def body(frame: bytes) -> bytes:
 
 @given(counts, values)
 def test_orders_round_trip(call: int, content: dict[str, Value]) -> None:
-    for order in (Infer(content), Cancel(), Load("/f", ("a", "b"), "a", 2)):
+    settings = WorkerSettings(2, 3, 100, 0.5, "cuda", None, SandboxLevel.LIMITS)
+    for order in (
+        Infer(content),
+        Alone(),
+        Cancel(),
+        Load("/f", ("a", "b"), "a", 1 << 40, settings),
+        Scan("/f", "a", 1 << 40, SandboxLevel.CONFINED),
+        Probe(1 << 40),
+    ):
         assert decode_order(body(encode_order(call, order))) == (call, order)
 
 
@@ -100,6 +115,20 @@ def header(content: Any, blobs: bytes = b"") -> bytes:
     return len(text).to_bytes(HEADER, "big") + text + blobs
 
 
+def loaded(
+    info: Any = ("raw-tensors", [], [], []),
+    level: Any = 3,
+    provider: str = "cpu",
+    batch: int = 1,
+    resident: int = 1,
+) -> bytes:
+    return header([0, "loaded", [info, level, provider, batch, resident]])
+
+
+def test_a_sound_load_is_none_of_these() -> None:
+    assert isinstance(decode_event(loaded())[1], Loaded)
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -112,18 +141,28 @@ def header(content: Any, blobs: bytes = b"") -> bytes:
         header([-1, "accepted", None]),
         header([True, "accepted", None]),
         header([1.0, "accepted", None]),
-        header([1, "error", [NodeBusy.code, "not its to say"]]),
+        header([1, "error", [ModelNotFound.code, "not its to say"]]),
         header([1, "error", [ModelFailed.code, "x" * 3_000]]),
         header([1, "error", [ModelFailed.code, "\ud800"]]),
         header([1, "usage", [0, 0, float("nan")]]),
         header([1, "usage", [0, 0, -1.0]]),
         header([1, "usage", [1 << 40, 0, 0.0]]),
         header([1, ["usage"], [0, 0, 0.0]]),
-        header([0, "loaded", ["own-task", [], [], []]]),
-        header([0, "loaded", ["raw-tensors", [["x", "object", []]], [], []]]),
-        header([0, "loaded", ["raw-tensors", [["x", "float32", [-1]]], [], []]]),
-        header([0, "loaded", ["raw-tensors", [["x" * 1_000, "float32", []]], [], []]]),
-        header([0, "loaded", ["raw-tensors", [["x", "float32", []]] * 5_000, [], []]]),
+        loaded(["own-task", [], [], []]),
+        loaded(["raw-tensors", [["x", "object", []]], [], []]),
+        loaded(["raw-tensors", [["x", "float32", [-1]]], [], []]),
+        loaded(["raw-tensors", [["x" * 1_000, "float32", []]], [], []]),
+        loaded(["raw-tensors", [["x", "float32", []]] * 5_000, [], []]),
+        loaded(level=4),
+        loaded(level=True),
+        loaded(provider="quantum"),
+        loaded(batch=0),
+        loaded(resident=-1),
+        loaded(resident=1 << 60),
+        header([0, "facts", [["a"], "analogue"]]),
+        header([0, "facts", [["a"] * 2_000, "fp16"]]),
+        header([0, "facts", [[1], "fp16"]]),
+        header([0, "abilities", [9, []]]),
         header([1, "chunk", [0, "", [], [["x", None, float("inf")]]]]),
         header(b'[1,"chunk",[0,"",[],[["x",null,1e999]]]]'),
         header([1, "chunk", [0, "", [], [["x", None, {"deep": ["\udfff"]}]]]]),

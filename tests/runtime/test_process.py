@@ -15,20 +15,34 @@ from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo
 from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, ModelFailed
-from llmesh.runtime import hosted, process
+from llmesh.runtime import hosted, process, workers
 from llmesh.runtime.bundle import read_bundle
+from llmesh.runtime.orders import GraphFacts, Loaded
 from llmesh.runtime.pipe import encode_event
 from llmesh.runtime.runtime import Runtime
+from llmesh.runtime.sandbox import SandboxLevel
 
 from .conftest import ask
 
-LOADED = encode_event(0, ModelInfo(ModelId(""), "raw-tensors"))
+STATE = Loaded(ModelInfo(ModelId(""), "raw-tensors"), SandboxLevel.CONFINED, "cpu", 1, 1 << 20)
+LOADED = encode_event(0, STATE)
 ACCEPTED = encode_event(1, Accepted())
 READ = "import os, sys, time; os.read(0, 1 << 20);"
 
 
 def say(*frames: bytes) -> str:
     return "".join(f"os.write(1, {frame!r});" for frame in frames)
+
+
+FACTS = GraphFacts((), "fp32-strict")
+
+
+@pytest.fixture(autouse=True)
+def _unscanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scan(*_: object) -> GraphFacts:
+        return FACTS
+
+    monkeypatch.setattr(workers, "scan_bundle_graph", scan)
 
 
 @pytest.fixture
@@ -52,7 +66,7 @@ async def load_fault(runtime: Runtime) -> MeshError:
         (READ + "os.write(1, b'\\0\\0\\0\\2{}')", "broke the protocol"),
         (READ + "os.write(1, b'\\0\\0\\0')", "exited with code 0"),
         (READ + say(ACCEPTED), "broke the protocol"),
-        (READ + say(encode_event(5, ModelInfo(ModelId(""), "raw-tensors"))), "broke the protocol"),
+        (READ + say(encode_event(5, STATE)), "broke the protocol"),
         (READ + "os.kill(os.getpid(), 11)", "SIGSEGV"),
         (READ + "sys.exit(3)", "exited with code 3"),
         (READ + "raise RuntimeError('ouch \\x1b[2J')", r"RuntimeError: ouch \x1b"),

@@ -50,7 +50,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RawTensors]
 
 
 def run(model: RawTensors, x: Value) -> Value:
-    return model.answer(model.check({"x": x}), Stop())["y"]
+    return model.answer([model.check({"x": x})], Stop())[0]["y"]
 
 
 @given(st.sampled_from(sorted(set(DTYPES) - {"bool"})), st.data())
@@ -159,7 +159,7 @@ def test_a_fault_inside_the_graph_names_itself(save: Save) -> None:
     model = model_of([add], [value(n, T.FLOAT, n) for n in "ab"], [value("y", T.FLOAT, "n")])
     broken = RawTensors(graph(save(model)))
     with pytest.raises(ModelFailed, match="Add"):
-        broken.answer(broken.check({"a": [1, 2], "b": [1, 2, 3]}), Stop())
+        broken.answer([broken.check({"a": [1, 2], "b": [1, 2, 3]})], Stop())
 
 
 def test_a_stop_set_before_the_run_ends_it(save: Save) -> None:
@@ -167,8 +167,8 @@ def test_a_stop_set_before_the_run_ends_it(save: Save) -> None:
     stop = Stop()
     stop.set()
     with pytest.raises(ModelFailed):
-        loop.answer(loop.check({"times": 1 << 62, "x": [0, 0, 0]}), stop)
-    assert loop.answer(loop.check({"times": 1, "x": [1, 2, 3]}), Stop())["y"]
+        loop.answer([loop.check({"times": 1 << 62, "x": [0, 0, 0]})], stop)
+    assert loop.answer([loop.check({"times": 1, "x": [1, 2, 3]})], Stop())[0]["y"]
 
 
 def sequence() -> Any:

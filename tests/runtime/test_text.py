@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,32 +11,33 @@ import pytest
 from llmesh.core.encoding import Value
 from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import ModelFailed, ValidationFailed
+from llmesh.runtime.batches import BatchedModel
+from llmesh.runtime.classification import TextClassifier
 from llmesh.runtime.graph import Stop
-from llmesh.runtime.model import Model, open_model
-from llmesh.runtime.pipe import Load
-from llmesh.runtime.text import TextClassifier
 
-from .conftest import Save, classifier
+from .conftest import Save, classifier, opened
 
 TOKENIZER = json.loads((SENTIMENT_ANALYZER / "tokenizer.json").read_text())
 WORDS = {"0": "zero", "1": "one"}
 
 
-def opened(folder: Path, graph: str = "model.onnx") -> Model:
-    files = tuple(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return open_model(Load(str(folder), files, graph, 1))
+def answer(model: BatchedModel[Any], text: str) -> dict[str, Value]:
+    """One alone."""
+    (one,) = model._task.answer([model.check({"text": text})], Stop())
+    return one
 
 
-def answer(model: Model, text: str) -> dict[str, Value]:
-    return model.answer(model.check({"text": text}), Stop())
+def ids(model: BatchedModel[Any], text: str, **more: Value) -> list[int]:
+    found: list[int] = model.check({"text": text, **more}).encoding.ids
+    return found
 
 
 @pytest.fixture(scope="module")
-def sentiment() -> Model:
+def sentiment() -> BatchedModel[Any]:
     return opened(SENTIMENT_ANALYZER)
 
 
-def test_the_golden_outputs(sentiment: Model) -> None:
+def test_the_golden_outputs(sentiment: BatchedModel[Any]) -> None:
     golden = json.loads((SENTIMENT_ANALYZER / "golden.json").read_text())
     assert len(golden["cases"]) == 17
     for case in golden["cases"] + golden["known_mistakes"]:
@@ -50,14 +50,14 @@ def test_the_golden_outputs(sentiment: Model) -> None:
         assert sum(output["scores"].values()) == pytest.approx(1)
 
 
-def test_special_tokens_in_a_text_are_only_letters(sentiment: Model) -> None:
-    ids = sentiment.check({"text": "good [SEP][CLS] [MASK] [PAD] bad"})["input_ids"][0].tolist()
-    assert (ids[0], ids[-1]) == (2, 3)
-    assert not {0, 2, 3, 4} & set(ids[1:-1])
+def test_special_tokens_in_a_text_are_only_letters(sentiment: BatchedModel[Any]) -> None:
+    found = ids(sentiment, "good [SEP][CLS] [MASK] [PAD] bad")
+    assert (found[0], found[-1]) == (2, 3)
+    assert not {0, 2, 3, 4} & set(found[1:-1])
 
 
-def test_tokens_are_counted(sentiment: Model) -> None:
-    assert sentiment.input_tokens(sentiment.check({"text": "很好"})) == 4
+def test_tokens_are_counted(sentiment: BatchedModel[Any]) -> None:
+    assert len(sentiment.check({"text": "很好"})) == 4
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,26 @@ def test_tokens_are_counted(sentiment: Model) -> None:
         ({"text": "x" * 5_121}, "has 5,121 characters; the model takes 160 tokens"),
     ],
 )
-def test_what_is_no_text_for_it_is_refused(sentiment: Model, values: dict[str, Value], says: str) -> None:
+def test_what_is_no_text_for_it_is_refused(
+    sentiment: BatchedModel[Any], values: dict[str, Value], says: str
+) -> None:
     with pytest.raises(ValidationFailed, match=says):
         sentiment.check(values)
 
 
-def test_the_longest_text(sentiment: Model) -> None:
-    assert sentiment.check({"text": "好" * 158})["input_ids"].shape == (1, 160)
+def test_the_longest_text(sentiment: BatchedModel[Any]) -> None:
+    assert len(ids(sentiment, "好" * 158)) == 160
+
+
+def test_a_text_is_cut_only_when_asked(sentiment: BatchedModel[Any]) -> None:
+    found = ids(sentiment, "好" * 500, truncate=True)
+    assert (len(found), found[0], found[-1]) == (160, 2, 3)
+    assert ids(sentiment, "好" * 100_000, truncate=True) == found
+    assert ids(sentiment, "很好", truncate=True) == ids(sentiment, "很好")
+    with pytest.raises(ValidationFailed, match='"truncate": true cuts it'):
+        ids(sentiment, "好" * 500, truncate=False)
+    with pytest.raises(ValidationFailed, match="truncate must be true or false"):
+        ids(sentiment, "好", truncate=1)
 
 
 def test_the_context_is_the_smallest_that_is_named(save: Save) -> None:
@@ -102,10 +115,10 @@ def test_a_graph_of_fixed_length_gets_padding(save: Save) -> None:
     fixed = opened(
         save(classifier(length=8), tokenizer=TOKENIZER, config={"id2label": WORDS, "pad_token_id": 7})
     )
-    feeds = fixed.check({"text": "好"})
+    task: Any = fixed._task
+    feeds = task._reader.feeds([fixed.check({"text": "好"})])
     assert feeds["input_ids"][0].tolist()[2:] == [3, 7, 7, 7, 7, 7]
     assert feeds["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
-    assert fixed.input_tokens(feeds) == 3
     with pytest.raises(ValidationFailed, match="9 tokens; the model takes 8"):
         fixed.check({"text": "好" * 7})
 
@@ -126,19 +139,18 @@ def test_softmax_over_labels_and_a_sigmoid_where_several_may_apply(save: Save) -
 
 def test_what_no_label_can_be_made_of_fails(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened(save(classifier(), tokenizer=TOKENIZER, config={"id2label": WORDS}))
-    feeds = model.check({"text": "好"})
     monkeypatch.setattr("llmesh.runtime.graph.Graph.run", lambda *_: {"logits": np.array([[np.nan, 0]])})
     with pytest.raises(ModelFailed, match="finite"):
-        model.answer(feeds, Stop())
+        answer(model, "好")
     monkeypatch.setattr("llmesh.runtime.graph.Graph.run", lambda *_: {"logits": np.zeros((1, 3))})
     with pytest.raises(ModelFailed, match="each of its labels"):
-        model.answer(feeds, Stop())
+        answer(model, "好")
 
 
 @pytest.mark.parametrize(
     ("config", "tokenizer", "says"),
     [
-        ({"id2label": WORDS}, None, "no tokenizer.json"),
+        ({"id2label": WORDS}, None, "has no tokenizer.json"),
         ({"id2label": WORDS}, {"model": 1}, "tokenizer.json is not a tokenizer"),
         ({"id2label": {**WORDS, "2": "two"}}, TOKENIZER, "names 3 labels; the graph scores 2"),
         ({"id2label": {"0": "a", "2": "b"}}, TOKENIZER, "id2label must give a label"),
@@ -172,13 +184,14 @@ def test_a_config_that_is_no_json(save: Save) -> None:
     [
         ({"id2label": WORDS}, "text-classification"),
         ({}, "raw-tensors"),
+        ({"architectures": ["X"]}, "raw-tensors"),
         ({"id2label": {"0": "LABEL_0"}, "problem_type": "regression"}, "raw-tensors"),
     ],
 )
 def test_the_task_is_told_by_the_files(save: Save, config: Any, task: str) -> None:
     model = opened(save(classifier(), tokenizer=TOKENIZER, config=config))
     assert model.task == task
-    assert isinstance(model, TextClassifier) == (task == "text-classification")
+    assert isinstance(model._task, TextClassifier) == (task == "text-classification")
 
 
 def test_a_graph_that_asks_for_more_than_a_text_is_refused(save: Save) -> None:

@@ -288,7 +288,7 @@ from llmesh.runtime.bundle import read_bundle
 from llmesh.runtime.workers import open_worker_runtime
 
 async def main():
-    async with open_worker_runtime(1) as runtime:
+    async with open_worker_runtime() as runtime:
         bundle = await read_bundle(Path(sys.argv[1]))
         await runtime.load(bundle)
         async with runtime.infer(bundle.id, {"times": 1 << 62, "x": [0, 0, 0]}):

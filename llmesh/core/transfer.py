@@ -1,0 +1,122 @@
+"""Transfer: who fetches which block next, and whether what came is what was asked for.
+
+Sans-IO.  Each source asks for its next block when it has room, so fast sources get more; when
+nothing unasked is left, a source may also take over what a clearly slower one still owes.  What
+has been verified is never asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from llmesh.core.ids import PeerId
+from llmesh.core.manifest import Block, Manifest, block_digest
+from llmesh.errors import ValidationFailed
+
+__all__ = ["Transfer"]
+
+IN_FLIGHT = 4
+"""Blocks that one source may owe at a time."""
+
+TAKE_OVER = 2.0
+"""A block is taken over when its source needs this many times longer than the taker would."""
+
+
+@dataclass(slots=True)
+class _Source:
+    """Bytes per second by its last blocks (0 while unknown), and when each owed block was asked for."""
+
+    rate: float = 0.0
+    owed: dict[Block, float] = field(default_factory=dict)
+
+
+class Transfer:
+    """The state of fetching one model; times are seconds of any monotonic clock."""
+
+    def __init__(self, manifest: Manifest, have: Iterable[Block] = ()) -> None:
+        self._entries = {entry.file.path: entry for entry in manifest.files}
+        held = set(have)
+        self.total = manifest.size
+        self._missing = {block: self.size(block) for block in manifest.blocks() if block not in held}
+        self._sources: dict[PeerId, _Source] = {}
+        # Blocks nobody has been asked for; a dict keeps the order of the files.
+        self._unasked = dict.fromkeys(self._missing)
+
+    @property
+    def done(self) -> bool:
+        """Whether every block has been verified."""
+        return not self._missing
+
+    @property
+    def remaining(self) -> int:
+        """Bytes not yet verified."""
+        return sum(self._missing.values())
+
+    @property
+    def sources(self) -> frozenset[PeerId]:
+        """Who takes part."""
+        return frozenset(self._sources)
+
+    def size(self, block: Block) -> int:
+        """Bytes of a block."""
+        return self._entries[block.path].block_size(block.number)
+
+    def join(self, source: PeerId) -> None:
+        """A source takes part from now on."""
+        self._sources.setdefault(source, _Source())
+
+    def leave(self, source: PeerId) -> None:
+        """A source is gone; what it owed is asked of others, first of all."""
+        lost = self._sources.pop(source, _Source()).owed
+        again = [block for block in lost if block in self._missing and not self._asked(block)]
+        self._unasked = dict.fromkeys([*again, *self._unasked])
+
+    def next(self, source: PeerId, now: float) -> Block | None:
+        """The block to ask this source for; None where it owes enough or nothing is left for it."""
+        state = self._sources[source]
+        if len(state.owed) >= IN_FLIGHT:
+            return None
+        block = next(iter(self._unasked), None) or self._take_over(state, now)
+        if block is not None:
+            self._unasked.pop(block, None)
+            state.owed[block] = now
+        return block
+
+    def arrived(self, source: PeerId, block: Block, data: bytes, now: float) -> bool:
+        """Judge a block; True where it is good and new, and must be written.
+
+        A block that was not asked for or is not right expels its source: ValidationFailed names it.
+        """
+        state = self._sources[source]
+        asked = state.owed.get(block)
+        if asked is None or block_digest(data) != self._entries[block.path].digests[block.number]:
+            self.leave(source)
+            raise ValidationFailed(
+                f"The peer sent a wrong block {block.number} of {block.path}.", peer_id=source
+            )
+        del state.owed[block]
+        measured = len(data) / max(now - asked, 1e-6)
+        state.rate = measured if not state.rate else 0.7 * state.rate + 0.3 * measured
+        return self._missing.pop(block, None) is not None
+
+    def _asked(self, block: Block) -> bool:
+        return any(block in state.owed for state in self._sources.values())
+
+    def _take_over(self, taker: _Source, now: float) -> Block | None:
+        """The longest-owed block that a much slower source, or a stalled one, still owes."""
+        late = [
+            (asked, block)
+            for state in self._sources.values()
+            if state is not taker
+            for block, asked in state.owed.items()
+            if block in self._missing
+            and block not in taker.owed
+            and self._too_slow(state, taker, now - asked, block)
+        ]
+        return min(late)[1] if late else None
+
+    def _too_slow(self, owing: _Source, taker: _Source, waited: float, block: Block) -> bool:
+        ours = self.size(block) / taker.rate if taker.rate else 1.0
+        theirs = self.size(block) * len(owing.owed) / owing.rate if owing.rate else waited
+        return max(theirs, waited) > TAKE_OVER * ours

@@ -1,0 +1,225 @@
+"""The store: a node's own copies of bundles, by ModelId, under a quota.
+
+A model is written into a staging folder, synced, and appears by one rename; whatever a crash
+leaves in staging is swept at the next start.  Nothing in `models/` is ever changed in place, and
+everything is hashed again before it is handed out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from llmesh.core.ids import ModelId, model_id
+from llmesh.errors import Conflict, ModelNotFound, TooLarge, ValidationFailed
+from llmesh.runtime.archive import ArchiveLimits, unpack
+from llmesh.runtime.bundle import Bundle, read_bundle
+
+__all__ = ["Store", "Stored", "open_store"]
+
+DEFAULT_QUOTA = 64 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model in the store: its folder, bytes, and when it was last opened (seconds since 1970)."""
+
+    id: ModelId
+    folder: Path
+    size: int
+    used_at: float
+
+
+async def open_store(folder: Path, quota: int = DEFAULT_QUOTA) -> Store:
+    """The store in a folder, which is made if need be; sweeps what a crash left behind.
+
+    `quota` is in bytes.  One process at a time may have it open.  Raises OSError.
+    """
+    store = Store(folder, quota)
+    await trio.to_thread.run_sync(store.sweep)
+    return store
+
+
+class Store:
+    """See the module; every method is safe to cancel and leaves whole models only."""
+
+    def __init__(self, folder: Path, quota: int) -> None:
+        self._models = folder / "models"
+        self._staging = folder / "staging"
+        self._quota = quota
+        self._writing = trio.Lock()
+
+    def sweep(self) -> None:
+        """Remove unfinished writes; transfers under way keep theirs (see `partial`)."""
+        self._models.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=True)
+        for entry in self._staging.iterdir():
+            if not entry.name.endswith(_PARTIAL):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def models(self) -> list[Stored]:
+        """All models, the longest unused first."""
+        return sorted(map(_stored, self._models.iterdir()), key=lambda stored: stored.used_at)
+
+    async def add(self, path: Path) -> Bundle:
+        """Copy a folder, an `.onnx` file with what belongs to it, or an archive of a folder.
+
+        Adding what is there changes nothing.  Raises ValidationFailed for what is no bundle,
+        TooLarge over the quota, Conflict where the disk is full.
+        """
+        if await trio.Path(path).is_dir() or path.suffix == ".onnx":
+            source = await read_bundle(path)
+            if not await trio.Path(self._folder(source.id)).is_dir():
+                self._check_room(sum(file.size for file in source.files))
+            return await self._write(lambda folder: _copy(source, folder))
+        if not await trio.Path(path).is_file():
+            raise ValidationFailed(f"{path} is neither a folder, an .onnx file nor an archive.")
+        limits = ArchiveLimits(size=max(0, self._quota - self.used()))
+        return await self._write(lambda folder: unpack(path, folder, limits))
+
+    async def open(self, model: ModelId) -> Bundle:
+        """The bundle, hashed anew.  Raises ModelNotFound, ValidationFailed where it was altered."""
+        folder = self._folder(model)
+        if not folder.is_dir():
+            raise ModelNotFound(f"The model {model} is not in this node's store.")
+        bundle = await read_bundle(folder)
+        if bundle.id != model:
+            raise ValidationFailed(f"The stored files of {model} were altered; remove it and add it again.")
+        os.utime(folder)
+        return bundle
+
+    async def remove(self, model: ModelId) -> None:
+        """Give the space back; a model that is not there is left so."""
+        async with self._writing:
+            await trio.to_thread.run_sync(_discard, self._folder(model), self._staging)
+
+    async def collect(self, keep: Collection[ModelId], room: int) -> list[ModelId]:
+        """Remove the longest unused models, but none of `keep`, until `room` bytes fit the quota."""
+        gone = []
+        for stored in self.models():
+            if self.used() + room <= self._quota:
+                break
+            if stored.id not in keep:
+                await self.remove(stored.id)
+                gone.append(stored.id)
+        return gone
+
+    def used(self) -> int:
+        """Bytes of all models."""
+        return sum(stored.size for stored in self.models())
+
+    def partial(self, model: ModelId) -> Path:
+        """The folder of an unfinished transfer of a model; kept over restarts, so that it resumes."""
+        folder = self._staging / f"{model}{_PARTIAL}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    async def adopt(self, model: ModelId) -> Bundle:
+        """Take over a finished transfer.  Raises ValidationFailed where it is not that model."""
+        folder = self.partial(model)
+        async with self._writing:
+            bundle = await read_bundle(folder)
+            if bundle.id != model:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise ValidationFailed(f"What was fetched is model {bundle.id}, not {model}.")
+            return await self._publish(folder, bundle)
+
+    async def _write(self, fill: Callable[[Path], None]) -> Bundle:
+        async with self._writing:
+            staged = Path(tempfile.mkdtemp(dir=self._staging))
+            try:
+                with _disk_faults():
+                    await trio.to_thread.run_sync(fill, staged)
+                return await self._publish(staged, await read_bundle(_only_folder(staged)))
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(lambda: shutil.rmtree(staged, ignore_errors=True))
+
+    async def _publish(self, staged: Path, bundle: Bundle) -> Bundle:
+        target = self._folder(bundle.id)
+        if await trio.Path(target).is_dir():
+            return _moved(bundle, target)
+        self._check_room(sum(file.size for file in bundle.files))
+        with trio.CancelScope(shield=True), _disk_faults():
+            await trio.to_thread.run_sync(_sync_and_rename, bundle, target)
+        return _moved(bundle, target)
+
+    def _check_room(self, size: int) -> None:
+        if self.used() + size > self._quota:
+            raise TooLarge(f"The model has {size} bytes; the store holds {self.used()} of {self._quota}.")
+
+    def _folder(self, model: ModelId) -> Path:
+        return self._models / model_id(model)
+
+
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def _disk_faults() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise Conflict("The disk is full; free some space or remove models from the store.") from None
+        raise
+
+
+def _only_folder(staged: Path) -> Path:
+    """An archive often holds one folder that holds the files."""
+    entries = [entry for entry in staged.iterdir() if not entry.name.startswith((".", "__MACOSX"))]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() and entries[0].name != "onnx" else staged
+
+
+def _copy(bundle: Bundle, folder: Path) -> None:
+    for file in bundle.files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / file.path, target, follow_symlinks=False)
+
+
+def _moved(bundle: Bundle, folder: Path) -> Bundle:
+    return Bundle(folder, bundle.files, bundle.id, bundle.graph)
+
+
+def _sync_and_rename(bundle: Bundle, target: Path) -> None:
+    """Files, then folders, then the name: the order in which a crash may cut it off."""
+    listed = {file.path for file in bundle.files}
+    for path in [p for p in bundle.folder.rglob("*") if p.is_file()]:
+        if path.relative_to(bundle.folder).as_posix() in listed:
+            _fsync(path)
+        else:
+            path.unlink()  # hidden files are no part of the model
+    for path in [*(p for p in bundle.folder.rglob("*") if p.is_dir()), bundle.folder]:
+        _fsync(path)
+    bundle.folder.rename(target)
+    _fsync(target.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(folder: Path, staging: Path) -> None:
+    """First out of sight by one rename, so that a crash leaves no half of a model in use."""
+    doomed = Path(tempfile.mkdtemp(dir=staging)) / "removed"
+    with suppress(FileNotFoundError):
+        folder.rename(doomed)
+    shutil.rmtree(doomed.parent, ignore_errors=True)
+
+
+def _stored(folder: Path) -> Stored:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Stored(ModelId(folder.name), folder, size, folder.stat().st_mtime)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import trio
+
+from llmesh.core.ids import ModelId
+from llmesh.errors import Conflict, ModelNotFound, TooLarge, ValidationFailed
+from llmesh.runtime import store as store_module
+from llmesh.runtime.bundle import read_bundle
+from llmesh.runtime.store import Store, open_store
+
+DEMO = Path(__file__).parent.parent.parent / "llmesh/demo/sentiment-analyzer"
+SIZE = sum(path.stat().st_size for path in DEMO.iterdir())
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> Store:
+    return await open_store(tmp_path / "store")
+
+
+def names(store: Store) -> list[str]:
+    return [stored.id for stored in store.models()]
+
+
+async def test_the_same_bytes_are_the_same_model_however_they_come(store: Store, tmp_path: Path) -> None:
+    wanted = (await read_bundle(DEMO)).id
+    zipped, wrapped, tarred = (tmp_path / name for name in ("a.zip", "b.zip", "c.tar.gz"))
+    with zipfile.ZipFile(zipped, "w") as plain, zipfile.ZipFile(wrapped, "w") as inside:
+        for path in DEMO.iterdir():
+            plain.write(path, path.name)
+            inside.write(path, f"sentiment-analyzer/{path.name}")
+    shutil.make_archive(str(tarred).removesuffix(".tar.gz"), "gztar", DEMO)
+    for path in (DEMO, DEMO / "model.onnx", zipped, wrapped, tarred):
+        bundle = await store.add(path)
+        assert bundle.id == wanted
+        assert bundle.folder.is_relative_to(tmp_path / "store")
+    assert names(store) == [wanted]
+    assert store.used() == SIZE
+    assert list((tmp_path / "store/staging").iterdir()) == []
+
+
+async def test_a_model_is_opened_by_its_id_and_verified(store: Store) -> None:
+    added = await store.add(DEMO)
+    assert await store.open(added.id) == added
+    with (added.folder / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"x")
+    with pytest.raises(ValidationFailed, match="altered"):
+        await store.open(added.id)
+
+
+async def test_what_is_not_there_is_not_found(store: Store) -> None:
+    with pytest.raises(ModelNotFound):
+        await store.open(ModelId("0" * 64))
+    with pytest.raises(ValidationFailed):
+        await store.open(ModelId("../evil"))
+    await store.remove(ModelId("0" * 64))
+
+
+async def test_a_removed_model_gives_its_space_back(store: Store, tmp_path: Path) -> None:
+    added = await store.add(DEMO)
+    await store.remove(added.id)
+    assert names(store) == []
+    assert not [p for p in (tmp_path / "store").rglob("*") if p.is_file()]
+
+
+async def test_the_quota_holds(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store", quota=SIZE - 1)
+    with pytest.raises(TooLarge):
+        await store.add(DEMO)
+    assert names(store) == []
+    assert list((tmp_path / "store/staging").iterdir()) == []
+
+
+async def test_collection_removes_the_longest_unused_and_keeps_what_is_in_use(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store", quota=3 * (SIZE + 1))
+    ids = []
+    for number in range(3):
+        folder = tmp_path / f"m{number}"
+        shutil.copytree(DEMO, folder)
+        (folder / "extra").write_bytes(bytes([number]))
+        ids.append((await store.add(folder)).id)
+        os.utime(tmp_path / "store/models" / ids[-1], (number, number))
+    assert await store.collect(keep={ids[0]}, room=SIZE) == [ids[1]]
+    assert names(store) == [ids[0], ids[2]]
+    assert await store.collect(keep=set(ids), room=9 * SIZE) == []
+
+
+async def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.shutil, "copyfile", full)
+    with pytest.raises(Conflict, match="disk is full"):
+        await store.add(DEMO)
+    monkeypatch.undo()
+    monkeypatch.setattr(store_module, "_fsync", full)
+    with pytest.raises(Conflict, match="disk is full"):
+        await store.add(DEMO)
+    assert names(store) == []
+    assert list((tmp_path / "store/staging").iterdir()) == []
+
+
+async def test_a_broken_bundle_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "bad.zip").write_bytes(b"PK nonsense")
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "bad.zip", tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(ValidationFailed):
+            await store.add(path)
+    assert names(store) == []
+
+
+async def test_a_cancelled_add_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    for deadline in (0.0, 0.001, 0.005, 0.02):
+        with trio.move_on_after(deadline):
+            await store.add(DEMO)
+        assert list((tmp_path / "store/staging").iterdir()) == []
+    for stored in store.models():
+        await store.open(stored.id)
+
+
+async def test_a_transfer_is_kept_over_restarts_and_adopted_when_whole(store: Store, tmp_path: Path) -> None:
+    wanted = await read_bundle(DEMO)
+    folder = store.partial(wanted.id)
+    shutil.copy(DEMO / "model.onnx", folder)
+    again = await open_store(tmp_path / "store")
+    assert (again.partial(wanted.id) / "model.onnx").exists()
+    for path in DEMO.iterdir():
+        shutil.copy(path, folder)
+    assert (await again.adopt(wanted.id)).id == wanted.id
+    assert names(again) == [wanted.id]
+    assert list((tmp_path / "store/staging").iterdir()) == []
+
+
+async def test_a_transfer_of_something_else_is_not_adopted(store: Store) -> None:
+    model = ModelId("0" * 64)
+    shutil.copy(DEMO / "model.onnx", store.partial(model))
+    with pytest.raises(ValidationFailed, match="not 000"):
+        await store.adopt(model)
+    assert names(store) == []
+
+
+CRASHING = """
+import sys, trio
+from pathlib import Path
+from llmesh.runtime.store import open_store
+async def main():
+    store = await open_store(Path(sys.argv[1]))
+    while True:
+        bundle = await store.add(Path(sys.argv[2]))
+        print("added", flush=True)
+        await store.remove(bundle.id)
+trio.run(main)
+"""
+
+
+async def test_a_kill_at_any_moment_leaves_whole_models_only(tmp_path: Path) -> None:
+    for delay in (0.0, 0.003, 0.007, 0.013, 0.02):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CRASHING, str(tmp_path / "store"), str(DEMO)], stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        await trio.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        store = await open_store(tmp_path / "store")
+        for stored in store.models():
+            assert (await store.open(stored.id)).id == stored.id
+        assert list((tmp_path / "store/staging").iterdir()) == []
