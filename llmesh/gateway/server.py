@@ -1,4 +1,8 @@
-"""Hypercorn around the gateway's application: the socket, the limits, the way to stop."""
+"""Hypercorn around the gateway's application: the socket, the limits, the way to stop.
+
+The accepting is ours and each connection is Hypercorn's: left to itself, Hypercorn cannot stop while
+a client leaves an answer unread.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ import socket
 from functools import partial
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio import serve as serve_hypercorn
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import LifespanState
 from quart_trio import QuartTrio
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
@@ -54,16 +61,52 @@ async def serve(
     cuts running requests off at once.
     """
     url = _url(listener)
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+    context = WorkerContext(None)
+    handler = partial(_handle, ASGIWrapper(app), _config(), context)
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            await accepting.start(
+                partial(trio.serve_listeners, handler, listeners, handler_nursery=connections)
+            )
+            task_status.started(url)
+            await stop.wait()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()
+        connections.cancel_scope.deadline = trio.current_time() + GRACE
+
+
+async def _handle(
+    app: ASGIWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+) -> None:
+    """One connection, whose faults stay its own.
+
+    Hypercorn shields its writes, so a cancel has to close the socket under them; and it raises on
+    some hostile bytes (bad HTTP2-Settings, WebSocket data before the handshake's answer).
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_close_when_cancelled, stream)
+            await TCPServer(app, config, context, LifespanState(), stream)  # type: ignore[arg-type]
+            nursery.cancel_scope.cancel()
+    except* Exception as faults:
+        _log.warning("A connection was dropped: %r", faults.exceptions[0])
+
+
+async def _close_when_cancelled(stream: trio.SocketStream) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        stream.socket.close()
+
+
+def _config() -> Config:
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
     config.errorlog = _log
     config.include_server_header = False
-    config.graceful_timeout = GRACE
     config.keep_alive_timeout = KEEP_ALIVE
     config.keep_alive_max_requests = 1_000_000
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_hypercorn, app, config, shutdown_trigger=stop.wait))
-        task_status.started(url)
+    return config
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,8 +1,8 @@
 """Router: one request in, one answer out, whoever of the mesh gives it.
 
-Resolves the reference to one model, ranks its providers, tries one after the other under one
-deadline.  It decides nothing that `core.ranking` can, and moves no bytes: peers are asked through
-net.inference, this node's own models through the Provider, by the same steps.
+Tries the candidates one after the other under one deadline.  It chooses neither model nor order
+(mesh.candidates) and moves no bytes: peers are asked through net.inference, this node's own models
+through the Provider, by the same steps.
 """
 
 from __future__ import annotations
@@ -11,36 +11,32 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from random import Random
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import trio
 
-from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
-from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result
-from llmesh.core.pricing import FREE
-from llmesh.core.ranking import Candidate, Wishes, eligible, most_bonded, rank
-from llmesh.core.reference import ModelRef
+from llmesh.core.ranking import Candidate, Wishes
+from llmesh.core.verdict import Failure, tried, verdict
 from llmesh.errors import (
     MeshError,
     ModelFailed,
-    ModelNotFound,
     NetworkError,
     NodeBusy,
     NodeUnreachable,
     RequestTimeout,
     ValidationFailed,
-    error_from_code,
 )
+from llmesh.mesh.candidates import Candidates, Offers
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
 from llmesh.net.inference import ask
 from llmesh.net.sessions import Sessions
 
-__all__ = ["Offers", "Router", "RouterSettings", "Streamed"]
+__all__ = ["Router", "RouterSettings", "Streamed"]
 
 STREAM_CAPACITY = 0
 """Events of a stream that wait for its reader: none, so that a slow reader holds back its provider."""
@@ -49,16 +45,6 @@ Streamed: TypeAlias = Accepted | Chunk | Result
 """What a stream gives: Accepted for each attempt that a provider took up, chunks, the Result last."""
 
 _Show: TypeAlias = Callable[[Accepted | Chunk], Awaitable[None]]
-
-
-class Offers(Protocol):
-    """Where offers are known; discovery is."""
-
-    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
-        """Every valid offer that the reference names, as known here and now."""
-
-    async def find(self, ref: ModelRef) -> object:
-        """Ask the mesh for offers that are not known here yet.  Safe to cancel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +68,7 @@ class _Run:
     request: InferenceRequest
     started: float
     show: _Show | None
-    failures: list[tuple[PeerId, MeshError]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     asked: Candidate | None = None
     asked_at: float = 0.0
     shown: bool = False
@@ -101,14 +87,6 @@ class _Run:
 _DEFAULT = RouterSettings()
 # An attempt's time is told in whole milliseconds and counts from when the peer gets it.
 _CLOCK_SLACK = 0.1
-# Of several failures, the one that tells a caller most.
-_TELLING: tuple[type[MeshError], ...] = (
-    NodeBusy,
-    ModelFailed,
-    ModelNotFound,
-    NetworkError,
-    NodeUnreachable,
-)
 
 
 class Router:
@@ -124,10 +102,9 @@ class Router:
     ) -> None:
         self._provider = provider
         self._sessions = sessions
-        self._offers = offers
+        self._candidates = Candidates(provider, offers, reputation)
         self._reputation = reputation
         self._settings = settings
-        self._random = Random()  # noqa: S311  (spreads load; no secret)
 
     async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         """The whole answer, within the request's timeout.
@@ -172,10 +149,12 @@ class Router:
         try:
             self._check(request)
             with trio.move_on_at(run.deadline):
-                candidates = await self._candidates(request, wishes or self._settings.wishes)
-                return await self._try(run, candidates)
+                ranked = await self._candidates.ranked(
+                    request, wishes or self._settings.wishes, self._settings.find_window
+                )
+                return await self._try(run, ranked[: self._settings.attempts])
             self._note_late(run)
-            raise RequestTimeout(f"There was no answer within {request.timeout:g} s{_tried(run.failures)}.")
+            raise RequestTimeout(f"There was no answer within {request.timeout:g} s{tried(run.failures)}.")
         except MeshError as error:
             error.request_id = request.id
             raise
@@ -186,43 +165,6 @@ class Router:
                 f"The timeout must be over 0 and at most {self._settings.longest:g} s,"
                 f" not {request.timeout!r}."
             )
-
-    # --- which model, whose ---------------------------------------------------------------------
-
-    async def _candidates(self, request: InferenceRequest, wishes: Wishes) -> list[Candidate]:
-        """Providers of the one model that is meant, best first."""
-        known = self._known(request.model)
-        if not known:
-            with trio.move_on_after(min(self._settings.find_window, request.timeout / 2)):
-                await self._offers.find(request.model)
-            known = self._known(request.model)
-        if not known:
-            raise ModelNotFound(f"No valid offer of {request.model} is known, here or to the peers asked.")
-        wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
-        ranked = rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
-        return ranked[: self._settings.attempts]
-
-    def _known(self, ref: ModelRef) -> list[Candidate]:
-        model = ref.id or self._own_model(ref) or most_bonded(ref, self._offers.lookup(ref))
-        if model is None:
-            return []
-        own = self._provider.peer_id
-        cheapest: dict[PeerId, Candidate] = {}
-        for offer in self._provider.offers:
-            if offer.model_id == model:
-                cheapest[own] = Candidate(own, (), offer, FREE, FREE)
-        for offer, announcement in self._offers.lookup(ModelRef(ref.name, id=model)):
-            peer = announcement.peer_id
-            if peer != own and (peer not in cheapest or offer.fee < cheapest[peer].fee):
-                cheapest[peer] = Candidate(peer, announcement.addresses, offer, announcement.stake, offer.fee)
-        return list(cheapest.values())
-
-    def _own_model(self, ref: ModelRef) -> ModelId | None:
-        """This node's own model of that name, the one deployed last where versions differ."""
-        for offer in reversed(self._provider.offers):
-            if offer.card.name == ref.name and ref.version in ("", offer.card.version):
-                return offer.model_id
-        return None
 
     # --- one after the other --------------------------------------------------------------------
 
@@ -236,7 +178,7 @@ class Router:
                 run.failures.append((candidate.peer_id, failure))
                 if run.shown or not failure.try_next():
                     raise failure from error.__cause__
-        raise _verdict(run.failures)
+        raise verdict(run.failures)
 
     def _window(self, run: _Run, others: Sequence[Candidate]) -> float:
         """Seconds for a provider to accept: half of what is left where others could still be asked."""
@@ -372,26 +314,3 @@ def _honest(error: MeshError, run: _Run) -> MeshError:
             f"The provider gave up {left:.1f} s before the time was over.", peer_id=error.peer_id
         )
     return error
-
-
-def _verdict(failures: Sequence[tuple[PeerId, MeshError]]) -> MeshError:
-    """The one error for a request that every provider failed."""
-    telling = min((error for _, error in failures), key=_weight)
-    if len(failures) == 1:
-        return telling
-    return error_from_code(
-        telling.code,
-        f"{telling.message} No provider answered{_tried(failures)}.",
-        peer_id=telling.peer_id,
-        remote=telling.remote,
-        retry_after=telling.retry_after,
-    )
-
-
-def _weight(error: MeshError) -> int:
-    return _TELLING.index(type(error)) if type(error) in _TELLING else len(_TELLING)
-
-
-def _tried(failures: Sequence[tuple[PeerId, MeshError]]) -> str:
-    shown = [f"{peer[-8:]}: {error.name}" for peer, error in failures]
-    return f" ({len(shown)} tried: {', '.join(shown)})" if shown else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -121,13 +123,37 @@ async def test_clients_that_come_and_go_leave_no_trace(port: int, caplog, router
     assert not caplog.records
 
 
-async def test_a_websocket_is_refused_quietly(port: int, caplog) -> None:
-    handshake = (
-        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: "
+HANDSHAKE = (
+    UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        UPGRADE + b"h2c\r\nHTTP2-Settings: A\r\n\r\n",
+        UPGRADE + b"h2c\r\nHTTP2-Settings: AAEAAABAAAIAAAACAAMAAAAA\r\n\r\n",
+        HANDSHAKE + b"\xff" * 200,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 200,
+        b"GET ? HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["settings-not-base64", "settings-of-no-sense", "websocket-garbage", "http2-garbage", "no-path"],
+)
+async def test_bytes_that_break_hypercorn_break_one_connection(port: int, data: bytes) -> None:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        await stream.send_all(handshake)
+        await stream.send_all(data)
+        with trio.move_on_after(0.2), suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(post(BODY))
+        assert (await read_answer(stream))[0] == 200
+
+
+async def test_a_websocket_is_refused_quietly(port: int, caplog) -> None:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(HANDSHAKE)
         assert (await receive(stream)).startswith(b"HTTP/1.1 404")
     assert not caplog.records
 
@@ -161,6 +187,28 @@ async def test_stopping_does_not_wait_for_ever(app: QuartTrio, router) -> None:
             await router.entered.wait()
             stop.set()
     assert router.cancelled.is_set()
+    await stream.aclose()
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_a_client_that_does_not_read_holds_nothing_up(app: QuartTrio, router, cancel: bool) -> None:
+    small = router.answer
+
+    async def big(request: InferenceRequest) -> Result:
+        return replace(await small(request), output={"x": "y" * 20_000_000})
+
+    router.answer = big
+    stop = trio.Event()
+    with trio.fail_after(4):
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+            stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
+            await stream.send_all(post(BODY))
+            await receive(stream)
+            if cancel:
+                nursery.cancel_scope.cancel()
+            else:
+                stop.set()
     await stream.aclose()
 
 

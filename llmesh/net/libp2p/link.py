@@ -41,10 +41,8 @@ class StreamLink:
         self.initiator = initiator
         self._stream = stream
         self._mux = cast("YamuxStream", mux)
-        # What came with the negotiation is in the buffer and already off the window.
-        self._credit = self._mux.recv_window + len(
-            self._mux.conn.stream_buffers.get(self._mux.stream_id, b"")
-        )
+        # What the peer may have sent and we have not read; yamux itself only logs an overrun.
+        self._credit = self._mux.recv_window + self._unread()
         self._closed = False
         self._reading: trio.CancelScope | None = None
 
@@ -54,7 +52,7 @@ class StreamLink:
             await self.grant()
         data = await self._receive()
         self._credit -= len(data)
-        if self._credit < 0:
+        if self._unread() > self._credit:
             await self.aclose()
             raise self._lost("it sent more than its window allows")
         return data
@@ -99,6 +97,9 @@ class StreamLink:
             except BaseLibp2pError as error:
                 raise self._lost("the peer ended it") from error
         raise self._lost("the link is closed")
+
+    def _unread(self) -> int:
+        return len(self._mux.conn.stream_buffers.get(self._mux.stream_id, b""))
 
     def _lost(self, why: str) -> NetworkError:
         return NetworkError(f"The link to peer {self.peer_id} broke: {why}.", peer_id=self.peer_id)

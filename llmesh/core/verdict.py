@@ -1,0 +1,55 @@
+"""The one error for a request that several providers failed, each in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from llmesh.core.ids import PeerId
+from llmesh.errors import (
+    MeshError,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeBusy,
+    NodeUnreachable,
+    error_from_code,
+)
+
+__all__ = ["Failure", "tried", "verdict"]
+
+Failure: TypeAlias = tuple[PeerId, MeshError]
+"""Who failed, and how."""
+
+_TELLING: tuple[type[MeshError], ...] = (
+    NodeBusy,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeUnreachable,
+)
+"""Of several failures the first of these tells a caller most; any other error comes after."""
+
+
+def verdict(failures: Sequence[Failure]) -> MeshError:
+    """The most telling of at least one failure, with what else was tried in its message."""
+    telling = min((error for _, error in failures), key=_weight)
+    if len(failures) == 1:
+        return telling
+    return error_from_code(
+        telling.code,
+        f"{telling.message} No provider answered{tried(failures)}.",
+        peer_id=telling.peer_id,
+        remote=telling.remote,
+        retry_after=telling.retry_after,
+    )
+
+
+def _weight(error: MeshError) -> int:
+    return _TELLING.index(type(error)) if type(error) in _TELLING else len(_TELLING)
+
+
+def tried(failures: Sequence[Failure]) -> str:
+    """Whom the request was tried with, in brackets; nothing if nobody."""
+    shown = [f"{peer[-8:]}: {error.name}" for peer, error in failures]
+    return f" ({len(shown)} tried: {', '.join(shown)})" if shown else ""

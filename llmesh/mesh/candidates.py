@@ -1,0 +1,83 @@
+"""Candidates: which providers may answer a request, best first.
+
+Brings together what this node offers itself, what is known of others' offers, and what was measured
+of them; `core.ranking` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Protocol
+
+import trio
+
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.inference import InferenceRequest
+from llmesh.core.pricing import FREE
+from llmesh.core.ranking import Candidate, Wishes, eligible, most_bonded, rank
+from llmesh.core.reference import ModelRef
+from llmesh.errors import ModelNotFound
+from llmesh.mesh.provider import Provider
+from llmesh.mesh.reputation import Reputation
+
+__all__ = ["Candidates", "Offers"]
+
+
+class Offers(Protocol):
+    """Where offers are known; discovery is."""
+
+    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+        """Every valid offer that the reference names, as known here and now."""
+
+    async def find(self, ref: ModelRef) -> object:
+        """Ask the mesh for offers that are not known here yet.  Safe to cancel."""
+
+
+class Candidates:
+    """Resolves a reference to one model and ranks whoever offers it, this node included."""
+
+    def __init__(self, provider: Provider, offers: Offers, reputation: Reputation) -> None:
+        self._provider = provider
+        self._offers = offers
+        self._reputation = reputation
+        self._random = Random()  # noqa: S311  (spreads load; no secret)
+
+    async def ranked(self, request: InferenceRequest, wishes: Wishes, find_window: float) -> list[Candidate]:
+        """Providers of the one model that is meant, at least one, best first.
+
+        Searches the mesh for at most `find_window` seconds, and half of the request's time, where
+        no offer is known.  Raises ModelNotFound.
+        """
+        known = self._known(request.model)
+        if not known:
+            with trio.move_on_after(min(find_window, request.timeout / 2)):
+                await self._offers.find(request.model)
+            known = self._known(request.model)
+        if not known:
+            raise ModelNotFound(f"No valid offer of {request.model} is known, here or to the peers asked.")
+        wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
+        return rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
+
+    def _known(self, ref: ModelRef) -> list[Candidate]:
+        model = ref.id or self._own_model(ref) or most_bonded(ref, self._offers.lookup(ref))
+        if model is None:
+            return []
+        own = self._provider.peer_id
+        cheapest: dict[PeerId, Candidate] = {}
+        for offer in self._provider.offers:
+            if offer.model_id == model:
+                cheapest[own] = Candidate(own, (), offer, FREE, FREE)
+        for offer, announcement in self._offers.lookup(ModelRef(ref.name, id=model)):
+            peer = announcement.peer_id
+            if peer != own and (peer not in cheapest or offer.fee < cheapest[peer].fee):
+                cheapest[peer] = Candidate(peer, announcement.addresses, offer, announcement.stake, offer.fee)
+        return list(cheapest.values())
+
+    def _own_model(self, ref: ModelRef) -> ModelId | None:
+        """This node's own model of that name, the one deployed last where versions differ."""
+        for offer in reversed(self._provider.offers):
+            if offer.card.name == ref.name and ref.version in ("", offer.card.version):
+                return offer.model_id
+        return None

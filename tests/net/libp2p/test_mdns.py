@@ -1,0 +1,75 @@
+"""Peers on the local network, here on the loopback interface."""
+
+from __future__ import annotations
+
+import threading
+
+import trio
+
+from llmesh.net.host import PeerAddress
+from llmesh.net.libp2p import mdns as mdns_module
+from llmesh.net.libp2p.mdns import _Listener, _peer, open_mdns
+
+PEER = "12D3KooW9sepinziiZfvbkMyzxfik8FSEkNXgGKvqnNz5Snsf2Jo"
+ADDRESS = b"/ip4/192.0.2.1/tcp/4001"
+
+
+async def test_two_nodes_hear_of_each_other_and_leave_no_thread(open_hosts):
+    async with open_hosts(2) as (here, there):
+        started = trio.current_time()
+        async with open_mdns(here) as heard_here:
+            assert trio.current_time() - started < 0.5
+            async with open_mdns(there) as heard_there:
+                with trio.fail_after(5):
+                    assert await heard_here.receive() == PeerAddress(there.peer_id, there.addresses)
+                    assert await heard_there.receive() == PeerAddress(here.peer_id, here.addresses)
+            stopping = trio.current_time()
+        assert trio.current_time() - stopping < 1.0
+    assert not [thread for thread in threading.enumerate() if "zeroconf" in thread.name.lower()]
+
+
+async def test_stopping_at_once_is_clean(open_hosts):
+    async with open_hosts(1) as (host,), open_mdns(host):
+        pass
+
+
+async def test_without_multicast_nothing_is_heard_and_nothing_fails(open_hosts, monkeypatch):
+    def no_network(addresses):
+        raise OSError("no interface")
+
+    monkeypatch.setattr(mdns_module, "_start", no_network)
+    async with open_hosts(1) as (host,), open_mdns(host) as heard:
+        with trio.move_on_after(0.1) as scope:
+            await heard.receive()
+        assert scope.cancelled_caught
+
+
+def test_what_a_stranger_announces_is_checked():
+    assert _peer({b"id": PEER.encode(), b"a0": ADDRESS}) == PeerAddress(PEER, (ADDRESS.decode(),))
+    for bad in (
+        {},
+        {b"id": PEER.encode()},
+        {b"a0": ADDRESS},
+        {b"id": b"\xff\xfe", b"a0": ADDRESS},
+        {b"id": PEER.encode() + b"\n", b"a0": ADDRESS},
+        {b"id": PEER.encode(), b"a0": b"\xff", b"a1": None},
+        {b"id": PEER.encode(), b"a0": b"/ip4/0.0.0.0/tcp/1"},
+    ):
+        assert _peer(bad) is None
+
+
+async def test_a_full_channel_drops_and_a_crash_stays_in_the_listener():
+    send, receive = trio.open_memory_channel(1)
+    listener = _Listener(PEER, trio.lowlevel.current_trio_token(), send)
+    for number in range(3):
+        listener._deliver(PeerAddress(PEER, (str(number),)))
+    assert receive.receive_nowait().addresses == ("0",)
+    assert receive.statistics().current_buffer_used == 0
+
+    class Broken:
+        def get_service_info(self, *_, **__):
+            raise RuntimeError("a malformed packet")
+
+    listener.add_service(Broken(), "", "")
+    await receive.aclose()
+    listener._deliver(PeerAddress(PEER, ()))
