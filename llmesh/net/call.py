@@ -74,14 +74,18 @@ class Call:
         Raises TooLarge over `MAX_MESSAGE`, and the error that ended the call.  A message that was
         cancelled half-way makes the call useless: leave it.
         """
-        if len(message) <= MAX_PAYLOAD:
-            await self._send_piece(message, more=False)
-            return
         if len(message) > MAX_MESSAGE:
             raise TooLarge(f"A message of {len(message)} bytes is over the limit of {MAX_MESSAGE}.")
-        for start in range(0, len(message), MAX_PAYLOAD):
+        await self.send_from(message, 0)
+
+    async def send_from(self, message: bytes, start: int) -> None:
+        """Send a message from a byte on: the opener's first one begins in OPEN."""
+        more = True
+        while more:
             end = start + MAX_PAYLOAD
-            await self._send_piece(message[start:end], more=end < len(message))
+            more = end < len(message)
+            await self._send_piece(message[start:end], more)
+            start = end
 
     async def receive(self) -> bytes:
         """The next whole message.

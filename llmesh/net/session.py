@@ -57,8 +57,17 @@ class Session:
 
     hello: Hello
 
-    def __init__(self, link: Link, handlers: Mapping[str, Handler], hello: Hello) -> None:
-        """Speak over `link`, serve incoming calls by protocol, introduce ourselves with `hello`."""
+    def __init__(
+        self,
+        link: Link,
+        handlers: Mapping[str, Handler],
+        hello: Hello,
+        on_greeted: Callable[[Session], None],
+    ) -> None:
+        """Speak over `link`, serve incoming calls by protocol, introduce ourselves with `hello`.
+
+        `on_greeted` is told once the peer has said its own hello, before any call is served.
+        """
         self.peer_id = link.peer_id
         self.remote_address = link.remote_address
         self.initiator = link.initiator
@@ -75,6 +84,7 @@ class Session:
         self._scope = trio.CancelScope()
         self._heard = 0.0
         self._asked_at: float | None = None  # the ping that has no answer yet
+        self._on_greeted = on_greeted
         self._greeted = trio.Event()
         self._over: str | None = None
         self._on: dict[type[Frame], Callable[[Any], None]] = {
@@ -99,11 +109,6 @@ class Session:
     def spent(self) -> bool:
         """Whether no call can be opened any more: the session is over or its numbers are used up."""
         return self._over is not None or self._next_id > MAX_ID
-
-    async def greeted(self) -> bool:
-        """Wait for the peer's hello; False if the session ended without one."""
-        await self._greeted.wait()
-        return self._over is None
 
     def call(
         self, protocol: str, message: bytes, *, timeout: float | None = None
@@ -131,7 +136,8 @@ class Session:
                         self._nursery.start_soon(self._until_over, task)
         finally:
             self._end("this node stopped it")
-            with trio.move_on_after(CLOSING, shield=True):
+            with trio.move_on_after(CLOSING) as closing:
+                closing.shield = True
                 await self._link.aclose()
 
     def close(self) -> None:
@@ -152,7 +158,7 @@ class Session:
         frame = Open(call.id, call.protocol, _milliseconds(call.timeout), first, more)
         self._sender.add(call.id, frame, len(first) + OVERHEAD)
         if more:
-            await call.send(message[FIRST_PAYLOAD:])
+            await call.send_from(message, FIRST_PAYLOAD)
 
     def leave(self, call: Call) -> None:
         """The opener is done with the call; for `call` only."""
@@ -190,12 +196,14 @@ class Session:
         if not self._greeted.is_set():
             raise NetworkError(f"The peer said no hello in {GREETING:.0f} s.")
         self._ping()
-        while (silence := trio.current_time() - self._heard) < DEAD_AFTER:
-            if silence < PING_AFTER:
+        # Instants are compared, not differences: those round, and a clock that jumps from deadline to
+        # deadline would then never pass one.
+        while (now := trio.current_time()) < self._heard + DEAD_AFTER:
+            if now < self._heard + PING_AFTER:
                 await trio.sleep_until(self._heard + PING_AFTER)
             else:
                 self._ping()
-                await trio.sleep(min(PING_AFTER, DEAD_AFTER - silence))
+                await trio.sleep_until(min(now + PING_AFTER, self._heard + DEAD_AFTER))
         raise NetworkError(f"The peer was silent for {DEAD_AFTER:.0f} s.")
 
     def _ping(self) -> None:
@@ -206,7 +214,6 @@ class Session:
         if self._over is not None:
             return
         self._over = reason
-        self._greeted.set()
         for call in self._calls.values():
             call.end(NetworkError(f"The session with {self.peer_id} is over: {reason}", peer_id=self.peer_id))
         self._calls.clear()
@@ -226,6 +233,7 @@ class Session:
             raise ValidationFailed("The first frame is not a hello.")
         self.hello = frame
         self._greeted.set()
+        self._on_greeted(self)
 
     def _greeted_again(self, _frame: Hello) -> None:
         raise ValidationFailed("A second hello.")
@@ -247,6 +255,7 @@ class Session:
         return known
 
     def _opened(self, frame: Open) -> None:
+        self._read_of_session(frame.payload)
         if self._ours(frame.call) or frame.call <= self._last_id:
             raise ValidationFailed(f"Call {frame.call} cannot be opened by the peer now.")
         self._last_id = frame.call

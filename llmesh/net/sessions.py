@@ -47,7 +47,10 @@ async def open_sessions(
     async with trio.open_nursery() as nursery:
         sessions = Sessions(host, handlers, on_change or _ignore, nursery)
         host.serve(sessions.accept)
-        yield sessions
+        try:
+            yield sessions
+        finally:
+            sessions.close()
         nursery.cancel_scope.cancel()
 
 
@@ -74,6 +77,11 @@ class Sessions:
         self._nursery = nursery
         self._sessions: dict[PeerId, list[Session]] = {}
         self._dials: dict[PeerId, _Dial] = {}
+        self._closed = False
+
+    def close(self) -> None:
+        """Take no more links and dial nobody: whoever still asks is told so."""
+        self._closed = True
 
     def get(self, peer: PeerId) -> Session | None:
         """The session in use with that peer, if there is one."""
@@ -95,6 +103,8 @@ class Sessions:
 
     async def accept(self, link: Link) -> None:
         """Serve a link that a peer opened, until its session is over; for the host."""
+        if self._closed:
+            return
         over = trio.Event()
         self._nursery.start_soon(self._attend, link, over)
         await over.wait()
@@ -103,6 +113,8 @@ class Sessions:
         """Wait for the dial under way, or start one."""
         if peer == self._host.peer_id:
             raise NodeUnreachable("A node does not dial itself.", peer_id=peer)
+        if self._closed:
+            raise NodeUnreachable("This node is shutting down.", peer_id=peer)
         dial = self._dials.get(peer)
         if dial is None:
             dial = self._dials[peer] = _Dial(addresses)
@@ -141,24 +153,21 @@ class Sessions:
     async def _attend(self, link: Link, over: trio.Event) -> None:
         """The whole life of one session."""
         hello = Hello(_AGENT, link.remote_address, self._host.addresses)
-        session = Session(link, self._handlers, hello)
+        session = Session(link, self._handlers, hello, self._add)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep, session)
+                nursery.start_soon(self._retire, session)
                 await session.run()
                 nursery.cancel_scope.cancel()
         finally:
             self._remove(session)
             over.set()
 
-    async def _keep(self, session: Session) -> None:
-        """Offer the session for use once the peer has greeted; close it once another has its place."""
-        if not await session.greeted():
-            return
-        self._add(session)
+    async def _retire(self, session: Session) -> None:
+        """Close the session once another has its place and it is idle."""
         while True:
             await trio.sleep(LINGER)
-            if session.idle and self.get(session.peer_id) is not session:
+            if self.get(session.peer_id) not in {None, session} and session.idle:
                 session.close()
 
     def _add(self, session: Session) -> None:

@@ -15,7 +15,7 @@ from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo
-from llmesh.errors import MeshError, ModelFailed, ModelNotFound
+from llmesh.errors import MeshError, ModelFailed, ModelNotFound, ValidationFailed
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.calls import CHUNKS_AHEAD, OBEY_SECONDS, Call, Calls
 from llmesh.runtime.pipe import LOAD, Event, Garbage, Infer, Load, encode_order
@@ -95,6 +95,8 @@ class HostedModel:
                     while not self._calls:
                         await self._ordered.park()
                     fault = await self._live(_nothing)
+                    if isinstance(fault, ValidationFailed):  # said of the files, not of a caller's input
+                        fault = ModelFailed(f"The model could not be loaded again: {fault.message}")
         finally:
             unloaded = ModelFailed("The model was unloaded before it had answered.")
             _close(self._calls.fail_all(unloaded, trio.current_time()))
@@ -103,7 +105,7 @@ class HostedModel:
     @asynccontextmanager
     async def infer(self, values: Mapping[str, Value]) -> AsyncIterator[AsyncIterator[Chunk | Usage]]:
         """See `Runtime.infer`."""
-        if self._scope.cancel_called:
+        if self._scope.cancel_called or self.stopped.is_set():
             raise ModelNotFound(f"The model {self._bundle.id} is no longer loaded on this node.")
         call, events = self._add_call(values)
         try:

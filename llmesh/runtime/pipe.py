@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -44,6 +44,9 @@ __all__ = [
 MAX_BODY = 64 << 20
 """The longest body either side takes; a longer one is refused when its length is seen."""
 
+MAX_EVENT_HEADER = 4 << 20
+"""The longest header of an event: to read a longer one would hold up the node's other work."""
+
 LOAD = 0
 """The call number of the load; inferences count from 1."""
 
@@ -51,6 +54,7 @@ _TASKS = (RAW_TENSORS, TEXT_CLASSIFICATION)
 _MAY_SAY = (ValidationFailed.code, ModelFailed.code, TooLarge.code)
 _MAX_SPECS = 4_096
 _MAX_NAME = 512
+_MAX_RANK = 16
 _MAX_MESSAGE = 2_000
 _MAX_COUNT = 1 << 31
 
@@ -105,7 +109,8 @@ def encode_event(call: int, event: Event) -> bytes:
     """The whole frame.  Raises TooLarge."""
     if isinstance(event, Chunk):
         values, blobs = _pack(event.values)
-        return _frame([call, "chunk", [event.index, event.text, list(event.token_ids), values]], blobs)
+        content: list[Json] = [event.index, event.text, list(event.token_ids), values]
+        return _frame([call, "chunk", content], blobs, MAX_EVENT_HEADER)
     return _frame([call, *_plain(event)])
 
 
@@ -128,6 +133,8 @@ def _plain(event: ModelInfo | Accepted | Usage | MeshError | Cancel) -> tuple[st
 def decode_event(body: bytes) -> tuple[int, Event]:
     """For the node.  Raises Garbage for whatever a sound worker would not send."""
     try:
+        if int.from_bytes(body[:HEADER], "big") > MAX_EVENT_HEADER:
+            raise ValueError("a header over the limit")
         header, blobs = _split(body)
         call, kind, content = _list(header, 3)
         return _count(call), _DECODERS[_text(kind)](content, blobs)
@@ -135,15 +142,17 @@ def decode_event(body: bytes) -> tuple[int, Event]:
         raise Garbage(f"{type(error).__name__}: {error}"[:200]) from None
 
 
-def _frame(header: list[Json], blobs: list[bytes] | None = None) -> bytes:
+def _frame(header: list[Json], blobs: Sequence[bytes] = (), header_limit: int = MAX_BODY) -> bytes:
     try:
         text = json.dumps(header, separators=(",", ":")).encode()
     except (RecursionError, ValueError, TypeError):
         raise ValidationFailed("A value is nested too deeply, too long a number, or no JSON.") from None
-    blobs = blobs or []
     size = HEADER + len(text) + sum(map(len, blobs))
-    if size > MAX_BODY:
-        raise TooLarge(f"The values take {size:,} bytes; a worker takes and gives {MAX_BODY:,} at most.")
+    if size > MAX_BODY or len(text) > header_limit:
+        raise TooLarge(
+            f"The values take {size:,} bytes, {len(text):,} of them JSON; a worker takes and gives"
+            f" {MAX_BODY:,} at most, {header_limit:,} of them JSON."
+        )
     return with_length(b"".join([len(text).to_bytes(HEADER, "big"), text, *blobs]))
 
 
@@ -175,7 +184,9 @@ def _unpack(packed: Any, blobs: memoryview) -> dict[str, Value]:
             (values[_text(name)],) = plain
             continue
         dtype, shape = _list(tensor, 2)
-        size = math.prod(map(_count, _list(shape))) * DTYPES[_text(dtype)]
+        if plain or len(_list(shape)) > _MAX_RANK:
+            raise ValueError("no tensor")
+        size = math.prod(map(_count, shape)) * DTYPES[_text(dtype)]
         values[_text(name)] = Tensor(dtype, tuple(shape), bytes(blobs[:size]))
         blobs = blobs[size:]
     if blobs:

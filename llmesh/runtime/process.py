@@ -52,6 +52,7 @@ class WorkerProcess:
         self._splitter = Splitter(MAX_BODY)
         self._bodies: deque[bytes] = deque()
         self._complaints = b""
+        self._silent = trio.Event()
 
     @property
     def pid(self) -> int:
@@ -81,6 +82,7 @@ class WorkerProcess:
         """Take what it writes to stderr as it comes, and keep the end of it; returns at its end."""
         while data := await self._stderr.receive_some(_KEPT_COMPLAINTS):
             self._complaints = (self._complaints + data)[-_KEPT_COMPLAINTS:]
+        self._silent.set()
 
     def last_complaint(self) -> str:
         """The last line on its stderr, after a colon; empty if there was none."""
@@ -89,9 +91,11 @@ class WorkerProcess:
 
     async def end(self) -> None:
         """Kill the process and wait until it is gone."""
-        with trio.CancelScope(shield=True), trio.move_on_after(_END_SECONDS):
-            self._process.kill()
-            await self._process.wait()
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(_END_SECONDS):
+                self._process.kill()
+                await self._process.wait()
+                await self.drain_complaints()
             for stream in (self._stdin, self._stdout, self._stderr):
                 await stream.aclose()
         if self._complaints:
@@ -100,6 +104,7 @@ class WorkerProcess:
     async def _obituary(self) -> str:
         with trio.move_on_after(_END_SECONDS):
             await self._process.wait()
+            await self._silent.wait()
         code = self._process.returncode
         if code is None:
             return "it closed its output"

@@ -45,8 +45,8 @@ class WorkerRuntime:
 
     async def load(self, bundle: Bundle) -> ModelInfo:
         """Start the model's worker.  Raises ValidationFailed, ModelFailed if none can be started."""
-        while pending := self._loading.get(bundle.id):
-            await pending.wait()
+        while bundle.id in self._loading:
+            await self._loading[bundle.id].wait()
         if hosted := self._models.get(bundle.id):
             return hosted.info
         done = self._loading[bundle.id] = trio.Event()

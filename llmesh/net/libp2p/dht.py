@@ -15,12 +15,10 @@ from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import trio
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.records.utils import InvalidRecordType
 from libp2p.records.validator import NamespacedValidator, Validator
 
 from llmesh.core.ids import PeerId, peer_id
@@ -154,11 +152,8 @@ class KademliaDht:
         """
         async with self._turn:
             await trio.sleep(random.uniform(0, JITTER_SECONDS))  # noqa: S311 -- spreads load, no secret
-            try:
-                with trio.move_on_after(CALL_SECONDS):
-                    yield
-            except (BaseLibp2pError, InvalidRecordType, ValueError, trio.TooSlowError):
-                pass
+            with contained("A lookup"), trio.move_on_after(CALL_SECONDS):
+                yield
             await self._upkeep.prune()
 
     async def _read(self, key: str, quorum: int) -> bytes | None:

@@ -1,7 +1,8 @@
 """The wall around callbacks: what libp2p calls may fail without taking the host with it.
 
-An exception that leaves a stream handler ends the whole host, and a remote peer can cause one; one
-that leaves a record's validator ends a lookup.  This is the room's only `except Exception`.
+An exception that leaves a stream handler ends the whole host, and a remote peer can cause one; the
+same goes for what judges a stranger's record or follows a stranger's answers through the network.
+This is the room's only `except Exception`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from llmesh.core.ids import PeerId
 from llmesh.net.libp2p.dialer import Dialer
+from llmesh.net.libp2p.guard import contained
 
 __all__ = ["Upkeep"]
 
@@ -67,7 +68,7 @@ class Upkeep:
         """Reset the streams we opened that were here at the last sweep and carry no session."""
         now = {stream for each in self._connections() for stream in self._ours(each)}
         for stream in now & self._seen:
-            with trio.move_on_after(WATCH_SECONDS):
+            with contained("Resetting a stream"), trio.move_on_after(WATCH_SECONDS):
                 await stream.reset()
         self._seen = now
 
@@ -112,5 +113,10 @@ async def _close_all(connections: list[SwarmConn]) -> None:
     """Close together: each close waits 0.2 s for its own tasks."""
     async with trio.open_nursery() as nursery:
         for each in connections:
-            _log.debug("Closing the connection with %s.", each.muxed_conn.peer_id)
-            nursery.start_soon(each.close)
+            nursery.start_soon(_close, each)
+
+
+async def _close(connection: SwarmConn) -> None:
+    _log.debug("Closing the connection with %s.", connection.muxed_conn.peer_id)
+    with contained("Closing a connection"):
+        await connection.close()

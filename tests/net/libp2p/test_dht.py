@@ -51,12 +51,17 @@ async def test_an_announcement_is_found_by_all(open_hosts):
 
 
 async def test_a_read_goes_past_what_was_read_before(open_hosts):
+    """libp2p would give back its own copy for a day."""
     async with open_hosts(3) as hosts:
-        reader, _, provider = await joined(hosts)
-        for sequence in (1, 2, 3):
-            record = announcement(provider.peer_id, sequence)
-            assert await provider.dht.put(provider.peer_id, record)
-            assert await reader.dht.get(provider.peer_id) == record
+        reader, holder, provider = await joined(hosts)
+        key = value_key(provider.peer_id).encode()
+        assert await provider.dht.put(provider.peer_id, announcement(provider.peer_id, 1))
+        assert reader.dht._kad.value_store.get(key).value == announcement(provider.peer_id, 1)
+        await provider.dht._kad.value_store._store_at_peer(
+            ID.from_string(holder.peer_id), key, b"", record=dht_record(provider, 2)
+        )
+        assert await reader.dht.get(provider.peer_id) == announcement(provider.peer_id, 2)
+        assert reader.dht._kad.value_store.get(key).value == announcement(provider.peer_id, 2)
 
 
 async def test_a_holder_keeps_its_copy_when_the_network_has_none(open_hosts):
@@ -159,6 +164,16 @@ async def test_entry_points_are_found_once_each_and_the_holder_keeps_them(open_h
             assert {each.addresses for each in found} == {host.addresses for host in hosts[1:]}
         assert hosts[1].peer_id not in {each.peer_id for each in await hosts[1].dht.find(KEY)}
         assert await hosts[0].dht.find(bytes(32)) == ()
+
+
+async def test_a_search_keeps_the_entry_points_held_for_others(open_hosts):
+    async with open_hosts(2) as hosts:
+        holder, _ = await joined(hosts)
+        store, only_here = holder.dht._kad.provider_store, "12D3KooW" + "Q" * 44
+        store.add_provider(KEY, PeerInfo(ID.from_string(only_here), [Multiaddr("/ip4/192.0.2.9/tcp/1")]))
+        for _ in range(2):
+            assert [each.peer_id for each in await holder.dht.find(KEY)] == [only_here]
+        assert [str(each.peer_id) for each in store.get_providers(KEY)] == [only_here]
 
 
 async def test_squatters_with_crooked_names_or_addresses_are_left_out(open_hosts):

@@ -14,6 +14,12 @@ PEER = "12D3KooW9sepinziiZfvbkMyzxfik8FSEkNXgGKvqnNz5Snsf2Jo"
 ADDRESS = b"/ip4/192.0.2.1/tcp/4001"
 
 
+async def hears(channel, host):
+    """Others may be about on this machine."""
+    while await channel.receive() != PeerAddress(host.peer_id, host.addresses):
+        pass
+
+
 async def test_two_nodes_hear_of_each_other_and_leave_no_thread(open_hosts):
     async with open_hosts(2) as (here, there):
         started = trio.current_time()
@@ -21,8 +27,8 @@ async def test_two_nodes_hear_of_each_other_and_leave_no_thread(open_hosts):
             assert trio.current_time() - started < 0.5
             async with open_mdns(there) as heard_there:
                 with trio.fail_after(5):
-                    assert await heard_here.receive() == PeerAddress(there.peer_id, there.addresses)
-                    assert await heard_there.receive() == PeerAddress(here.peer_id, here.addresses)
+                    await hears(heard_here, there)
+                    await hears(heard_there, here)
             stopping = trio.current_time()
         assert trio.current_time() - stopping < 1.0
     assert not [thread for thread in threading.enumerate() if "zeroconf" in thread.name.lower()]

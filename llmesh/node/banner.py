@@ -1,0 +1,62 @@
+"""What a person reads when a node has started."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+
+from llmesh import __version__
+from llmesh.core.announcement import Offer
+from llmesh.core.ids import PeerId
+from llmesh.core.model import TEXT_CLASSIFICATION
+from llmesh.gateway.status import NodeStatus
+
+__all__ = ["banner", "reachability_line"]
+
+
+def banner(status: NodeStatus, url: str, offers: Sequence[Offer]) -> str:
+    """Who the node is, where, what it serves, and how to try it."""
+    rows = {
+        "node id": [str(status.node_id)],
+        "addresses": [f"{address}/p2p/{status.node_id}" for address in status.addresses],
+        "reachable": ["not known yet; the first peers are asked to dial back"],
+        "gateway": [f"{url}  (its documentation: {url}/docs)"],
+        "models": [_offer(offer) for offer in offers] or ["none of its own; --deploy PATH serves one"],
+        "stake": [f"{status.stake} MESH"],
+    }
+    lines = [f"LLMESH node {__version__}", ""]
+    for name, values in rows.items():
+        lines += [f"  {name if n == 0 else '':<10} {value}" for n, value in enumerate(values)]
+    lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status), "Stop it with Ctrl-C."]
+    return "\n".join(lines)
+
+
+def reachability_line(reached: Iterable[str], peer_id: PeerId) -> str:
+    """What a dial-back found."""
+    addresses = [f"{address}/p2p/{peer_id}" for address in reached]
+    if addresses:
+        return f"Other nodes can reach this one at {', '.join(addresses)}"
+    return (
+        "No peer could dial this node back: consumer only. It finds and uses models; for others to use its"
+        " models, open its port or give an address that reaches it with --announce."
+    )
+
+
+def _offer(offer: Offer) -> str:
+    fee = f"{offer.fee} MESH" if offer.fee else "free"
+    return f"{offer.card.name}:{offer.card.version}  {fee}  {offer.task}"
+
+
+def _try(url: str, offers: Sequence[Offer]) -> str:
+    texts = [offer.card.name for offer in offers if offer.task == TEXT_CLASSIFICATION]
+    if not texts:
+        return f"curl -s {url}/api/v1/models"
+    body = f'{{"model": "{texts[0]}", "input": {{"text": "What a wonderful day"}}}}'
+    return f"curl -s {url}/api/v1/inference -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def _join(status: NodeStatus) -> list[str]:
+    if not status.addresses:
+        return []
+    address = f"{status.addresses[0]}/p2p/{status.node_id}"
+    return ["Another machine joins with:", f"  python -m llmesh.node --bootstrap {address}", ""]

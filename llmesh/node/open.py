@@ -1,0 +1,197 @@
+"""open_node: every room of the house put together, for a trio program; MeshNode and the CLI wrap it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from functools import partial
+from random import SystemRandom
+
+import trio
+from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
+
+from llmesh import crypto
+from llmesh.core.announcement import DOMAIN, read_packed
+from llmesh.core.directory import Bounds
+from llmesh.core.exchange import Event
+from llmesh.core.ids import PeerId
+from llmesh.core.inference import Attempt
+from llmesh.demo import SENTIMENT_ANALYZER
+from llmesh.errors import MeshError, ValidationFailed
+from llmesh.gateway.app import GatewaySettings, create_app
+from llmesh.gateway.guard import Guard
+from llmesh.gateway.server import serve
+from llmesh.ledger.memory import MemoryLedger
+from llmesh.mesh.announcer import Announcer, Author
+from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
+from llmesh.mesh.provider import Provider
+from llmesh.mesh.reachability import DialBacks, Reachability
+from llmesh.mesh.reputation import Reputation
+from llmesh.mesh.router import Router
+from llmesh.net import inference, reachability
+from llmesh.net.host import Host
+from llmesh.net.libp2p.addresses import peer_address
+from llmesh.net.libp2p.host import open_libp2p_host
+from llmesh.net.libp2p.mdns import open_mdns
+from llmesh.node.config import NodeConfig
+from llmesh.node.drain import Drain
+from llmesh.node.faults import StartRefused, lone_errors
+from llmesh.node.home import Home, open_home
+from llmesh.node.ports import gateway_socket, listen_addresses
+from llmesh.node.running import Node, Rooms
+from llmesh.node.values import Deployment
+from llmesh.runtime.workers import open_worker_runtime
+
+__all__ = ["BUDGET", "open_node"]
+
+BUDGET = 5.0
+"""Seconds that a shutdown may take in all."""
+GRACE = 2.0
+WITHDRAWAL = 0.5
+
+_DEMO = Deployment(SENTIMENT_ANALYZER, "sentiment-analyzer")
+
+
+@asynccontextmanager
+async def open_node(config: NodeConfig) -> AsyncIterator[Node]:
+    """Run a node for as long as the block lasts.
+
+    Raises StartRefused before anything is announced, for ports, keys, folders and models that will
+    not do.  Leaving, also by a cancel, lets running inference finish for two seconds, withdraws the
+    node's offers, and ends everything within five.
+    """
+    stop = trio.Event()
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            node: Node = await nursery.start(_run, config, stop)
+            try:
+                yield node
+            finally:
+                stop.set()
+
+
+async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[Node]) -> None:
+    """The whole life of a node; once started it ends by `stop` alone, in order, within the budget."""
+    drain = Drain()
+    with (
+        open_home(config.data_dir) as home,
+        closing(gateway_socket(config)) as listener,
+        trio.CancelScope() as life,
+    ):
+        async with _open_rooms(config, home, drain) as rooms, trio.open_nursery() as nursery:
+            node = Node(rooms, drain)
+            await _deploy(config, node)
+            settings = GatewaySettings(Guard.for_host(config.host))
+            app, closed = create_app(node, node, node, settings), trio.Event()
+            node.url = await nursery.start(serve, app, listener, closed)
+            with home.published({"pid": os.getpid(), **node.whereabouts()}):
+                task_status.started(node)
+                life.shield = True
+                await stop.wait()
+            life.deadline = trio.current_time() + BUDGET
+            closed.set()
+            nursery.start_soon(_at_most, GRACE, drain.close)
+            nursery.start_soon(_at_most, WITHDRAWAL, rooms.announcer.withdraw)
+
+
+@asynccontextmanager
+async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIterator[Rooms]:
+    ledger = MemoryLedger()
+    async with (
+        open_worker_runtime() as runtime,
+        _open_host(config, home) as host,
+    ):
+        await ledger.bond(host.peer_id, config.stake)
+        provider = Provider(host.peer_id, runtime, ledger)
+        # Peers may come as soon as the sessions are open; the first checkpoint is later.
+        handlers = {
+            inference.PROTOCOL: inference.handler(_while_open(drain, provider.serve)),
+            reachability.PROTOCOL: reachability.handler(
+                lambda peer, asked: dial_backs.dial_back(peer, asked)
+            ),
+        }
+        async with open_discovery(host, handlers, _settings(config)) as discovery:
+            dial_backs = DialBacks(host, discovery.sessions)
+            rooms = Rooms(
+                host=host,
+                ledger=ledger,
+                discovery=discovery,
+                provider=provider,
+                announcer=_announcer(config, home, host, discovery),
+                router=Router(provider, discovery.sessions, discovery, Reputation(discovery.is_down)),
+                reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rooms.announcer.run)
+                nursery.start_soon(rooms.reachability.run)
+                if config.mdns:
+                    nursery.start_soon(_meet_neighbours, host, discovery)
+                yield rooms
+                nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_host(config: NodeConfig, home: Home) -> AsyncIterator[Host]:
+    listen = listen_addresses(config, home)
+    async with open_libp2p_host(home.seed, listen=listen, announce=config.announce, judge=_judge) as host:
+        yield host
+
+
+def _settings(config: NodeConfig) -> DiscoverySettings:
+    return DiscoverySettings(
+        bootstrap=[peer_address(text) for text in config.bootstrap],
+        bounds=Bounds(min_stake=config.min_stake),
+    )
+
+
+def _announcer(config: NodeConfig, home: Home, host: Host, discovery: Discovery) -> Announcer:
+    author = Author(
+        host.peer_id,
+        sign=partial(crypto.sign, home.seed, DOMAIN),
+        next_sequence=home.next_sequence,
+        addresses=lambda: host.addresses,
+    )
+    return Announcer(author, discovery, stake=config.stake, min_stake=config.min_stake)
+
+
+async def _deploy(config: NodeConfig, node: Node) -> None:
+    """The models to serve from the start.  Raises StartRefused for one that will not do."""
+    for model in (*config.deploy, *([_DEMO] if config.demo else [])):
+        try:
+            await node.deploy(model.path, model.name, model.fee)
+        except MeshError as error:
+            raise StartRefused(f"The model {model.path} cannot be served: {error.message}") from error
+
+
+async def _meet_neighbours(host: Host, discovery: Discovery) -> None:
+    async with open_mdns(host) as found:
+        async for contact in found:
+            discovery.met(contact)
+
+
+def _while_open(drain: Drain, serve: inference.Serve) -> inference.Serve:
+    """Serve peers until the node shuts down."""
+
+    @asynccontextmanager
+    async def served(attempt: Attempt, consumer: PeerId) -> AsyncIterator[AsyncIterator[Event]]:
+        with drain.entered():
+            async with serve(attempt, consumer) as events:
+                yield events
+
+    return served
+
+
+def _judge(record: bytes) -> tuple[PeerId, int] | None:
+    """Which announcements this node keeps for others in the hash table: the valid ones."""
+    try:
+        announcement = read_packed(record, now=time.time()).announcement
+    except ValidationFailed:
+        return None
+    return announcement.peer_id, announcement.sequence
+
+
+async def _at_most(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    with trio.move_on_after(seconds):
+        await work()

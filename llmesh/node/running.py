@@ -1,0 +1,168 @@
+"""Node: what a running node does for its owner, and what its gateway asks of it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from llmesh import __version__
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.encoding import Json, Value
+from llmesh.core.ids import ModelId, PeerId, RequestId
+from llmesh.core.inference import InferenceRequest, Result
+from llmesh.core.model import Card
+from llmesh.core.reference import ModelRef
+from llmesh.errors import MeshError, ValidationFailed
+from llmesh.gateway.status import NodeStatus
+from llmesh.ledger.ledger import Ledger
+from llmesh.mesh.announcer import Announcer
+from llmesh.mesh.discovery import Discovery
+from llmesh.mesh.provider import Provider
+from llmesh.mesh.reachability import Reachability
+from llmesh.mesh.router import Router
+from llmesh.net.host import Host
+from llmesh.node.drain import Drain
+from llmesh.runtime.bundle import Bundle, read_bundle
+
+__all__ = ["Node", "Rooms"]
+
+_FREE = Amount(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """The parts of a node, open and running."""
+
+    host: Host
+    ledger: Ledger
+    discovery: Discovery
+    provider: Provider
+    announcer: Announcer
+    router: Router
+    reachability: Reachability
+
+
+class Node:
+    """A running node; only `open_node` makes one.  Every method is for its own trio loop."""
+
+    def __init__(self, rooms: Rooms, drain: Drain) -> None:
+        self.url = ""
+        self._rooms = rooms
+        self._drain = drain
+        self._since = trio.current_time()
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who it is."""
+        return self._rooms.host.peer_id
+
+    @property
+    def dial_addresses(self) -> tuple[str, ...]:
+        """Where other nodes dial it, with its peer id."""
+        return tuple(f"{address}/p2p/{self.peer_id}" for address in self._rooms.host.addresses)
+
+    def whereabouts(self) -> dict[str, Json]:
+        """Where programs and nodes find it."""
+        return {"node_id": self.peer_id, "url": self.url, "addresses": list(self.dial_addresses)}
+
+    @property
+    def offers(self) -> tuple[Offer, ...]:
+        """What it serves."""
+        return self._rooms.provider.offers
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered: from the moment it has its URL until it shuts down."""
+        return bool(self.url) and not self._drain.closed
+
+    async def deploy(
+        self,
+        path: Path,
+        name: str | None = None,
+        fee: Amount | None = None,
+        version: str = "1.0.0",
+        description: str = "",
+    ) -> ModelId:
+        """Serve a model from now on and announce it; without a name it takes that of its folder.
+
+        Raises InsufficientStake, ValidationFailed, Conflict; then, and when cancelled, nothing is
+        served.
+        """
+        card = Card(name or _name_of(path), version, description)
+        bundle = await read_bundle(path)
+        before = {offer.model_id: offer for offer in self.offers}.get(bundle.id)
+        offer = await self._rooms.provider.deploy(bundle, card, fee or _FREE)
+        try:
+            self._rooms.announcer.offer(offer)
+        except MeshError:
+            await self._undo(bundle, before)
+            raise
+        return offer.model_id
+
+    async def _undo(self, bundle: Bundle, before: Offer | None) -> None:
+        """What could not be announced is served as before, or not at all."""
+        with trio.CancelScope() as cleanup:
+            cleanup.shield = True  # bounded by the worker's own end
+            if before is None:
+                await self._rooms.provider.remove(bundle.id)
+            else:
+                await self._rooms.provider.deploy(bundle, before.card, before.fee)
+
+    async def search(
+        self, part: str, max_fee: Amount | None, limit: int
+    ) -> Sequence[tuple[Offer, Announcement]]:
+        """Offers of the mesh, as known here and now."""
+        return self._rooms.discovery.search(part, max_fee, limit)
+
+    async def infer(self, request: InferenceRequest) -> Result:
+        """Run a request on whoever of the mesh serves it; NodeBusy while the node shuts down."""
+        with self._drain.entered():
+            return await self._rooms.router.infer(request)
+
+    async def request(
+        self,
+        model: str,
+        values: Mapping[str, Value] | str,
+        timeout: float = 30.0,
+        max_fee: Amount | None = None,
+    ) -> Result:
+        """`infer` for plain arguments.  Raises ValidationFailed where they make no request."""
+        named = {"text": values} if isinstance(values, str) else values
+        if not isinstance(named, Mapping) or not all(isinstance(key, str) for key in named):
+            raise ValidationFailed('The input must be values by name, such as {"text": "..."}, or a text.')
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            raise ValidationFailed(f"The timeout must be a number of seconds, not {timeout!r}.")
+        id = RequestId(secrets.token_hex(16))
+        return await self.infer(InferenceRequest(id, ModelRef.parse(model), named, timeout, max_fee))
+
+    async def status(self) -> NodeStatus:
+        """How it stands at this moment."""
+        rooms = self._rooms
+        reached = rooms.reachability.reached
+        return NodeStatus(
+            node_id=self.peer_id,
+            version=__version__,
+            peers=len(rooms.discovery.sessions.live()),
+            models=len(self.offers),
+            stake=await rooms.ledger.stake(self.peer_id),
+            earnings=await rooms.ledger.earnings(self.peer_id),
+            addresses=rooms.host.addresses,
+            reachable=None if reached is None else bool(reached),
+            uptime=trio.current_time() - self._since,
+        )
+
+    async def reachable_at(self) -> tuple[str, ...]:
+        """Wait until a peer has dialled back; the addresses that work, none for a consumer only."""
+        return await self._rooms.reachability.known()
+
+
+def _name_of(path: Path) -> str:
+    """A folder's name, and for `folder/model.onnx` the folder's too."""
+    whole = path.resolve()
+    generic = whole.suffix == ".onnx" and whole.stem == "model"
+    return whole.parent.name if generic else whole.stem if whole.suffix == ".onnx" else whole.name
