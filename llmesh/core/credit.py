@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from llmesh.errors import ValidationFailed
 
-__all__ = ["CALL_WINDOW", "OVERHEAD", "SESSION_WINDOW", "ReceiveWindow", "SendWindow"]
+__all__ = ["CALL_WINDOW", "MAX_CALL_WINDOW", "OVERHEAD", "SESSION_WINDOW", "ReceiveWindow", "SendWindow"]
 
 OVERHEAD = 64
 """What a frame with a payload costs besides its payload."""
 
 CALL_WINDOW = 256 << 10
 """Credit of each direction of a call at its start; a slow reader holds back only its own call."""
+
+MAX_CALL_WINDOW = 1 << 20
+"""Credit that an opener may give the handler instead, for bulk: over a distance, window / round trip is
+the speed."""
 
 SESSION_WINDOW = 2 << 20
 """Credit of each direction of a session at its start, returned as frames are read, not consumed.

@@ -39,13 +39,17 @@ class Pong:
 
 @dataclass(slots=True)
 class Open:
-    """A new call with its first message, or the first piece of it; `timeout_ms` 0 means no limit."""
+    """A new call with its first message, or the first piece of it; `timeout_ms` 0 means no limit.
+
+    `credit` is what the handler may send beyond the usual window.
+    """
 
     call: int
     protocol: str
     timeout_ms: int
     payload: bytes
     more: bool
+    credit: int = 0
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import trio
 
@@ -19,7 +19,7 @@ from llmesh.core.ids import PeerId
 from llmesh.errors import MeshError, NetworkError, NodeBusy, TooLarge
 from llmesh.net.sender import Sender
 
-__all__ = ["MAX_MESSAGE", "Budget", "Call", "Handler"]
+__all__ = ["MAX_MESSAGE", "Budget", "Call", "Handler", "Windows"]
 
 MAX_MESSAGE = 64 << 20
 """The longest message of a call, in bytes."""
@@ -30,6 +30,16 @@ class Budget:
     """Bytes that the unfinished messages of one session may hold together."""
 
     left: int = 2 * MAX_MESSAGE
+
+
+class Windows(NamedTuple):
+    """Bytes of credit that each direction of a call has at its start, as this side sees it."""
+
+    incoming: int = CALL_WINDOW
+    outgoing: int = CALL_WINDOW
+
+
+_USUAL = Windows()
 
 
 class Call:
@@ -47,7 +57,13 @@ class Call:
     )  # fmt: skip
 
     def __init__(
-        self, peer: PeerId, protocol: str, timeout: float | None, sender: Sender, budget: Budget
+        self,
+        peer: PeerId,
+        protocol: str,
+        timeout: float | None,
+        sender: Sender,
+        budget: Budget,
+        windows: Windows = _USUAL,
     ) -> None:
         self.peer_id = peer
         self.protocol = protocol
@@ -57,8 +73,8 @@ class Call:
         self.cancelled = False
         self._sender = sender
         self._budget = budget
-        self._incoming = ReceiveWindow(CALL_WINDOW)
-        self._outgoing = SendWindow(CALL_WINDOW)
+        self._incoming = ReceiveWindow(windows.incoming)
+        self._outgoing = SendWindow(windows.outgoing)
         self._inbox: deque[tuple[bytes, bool]] = deque()
         self._parts: list[bytes] = []
         self._size = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from llmesh.core.credit import OVERHEAD, SESSION_WINDOW, ReceiveWindow
+from llmesh.core.credit import CALL_WINDOW, MAX_CALL_WINDOW, OVERHEAD, SESSION_WINDOW, ReceiveWindow
 from llmesh.core.frames import Cancel, Credit, End, Failed, Frame, Hello, Message, Open, Ping, Pong
 from llmesh.core.framing import Splitter
 from llmesh.errors import (
@@ -28,7 +28,7 @@ from llmesh.errors import (
     ValidationFailed,
     error_from_code,
 )  # fmt: skip
-from llmesh.net.call import MAX_MESSAGE, Budget, Call, Handler
+from llmesh.net.call import MAX_MESSAGE, Budget, Call, Handler, Windows
 from llmesh.net.host import Link
 from llmesh.net.sender import Sender
 from llmesh.wire.session import MAX_PROTOCOL, decode
@@ -111,17 +111,22 @@ class Session:
         return self._over is not None or self._next_id > MAX_ID
 
     def call(
-        self, protocol: str, message: bytes, *, timeout: float | None = None
+        self, protocol: str, message: bytes, *, timeout: float | None = None, window: int = CALL_WINDOW
     ) -> AbstractAsyncContextManager[Call]:
         """Open a call with its first message; leaving the context early cancels it at the peer.
 
         `timeout` (seconds) is told to the peer, which stops after it and answers RequestTimeout;
-        the caller's own scope bounds the wait here.  Entering raises NetworkError on a session that
+        the caller's own scope bounds the wait here.  `window` is how many bytes the peer may send ahead
+        of what is received, 256 KiB to 1 MiB.  Entering raises NetworkError on a session that
         is over, TooLarge for a message over 64 MiB.  Cancelling at any point is safe.
         """
         if len(protocol) > MAX_PROTOCOL:
             raise ValueError(f"a protocol's name has at most {MAX_PROTOCOL} characters")
-        return _Opening(self, Call(self.peer_id, protocol, timeout, self._sender, self._budget), message)
+        if not CALL_WINDOW <= window <= MAX_CALL_WINDOW:
+            raise ValueError(f"a call's window has {CALL_WINDOW} to {MAX_CALL_WINDOW} bytes")
+        windows = Windows(incoming=window)
+        call = Call(self.peer_id, protocol, timeout, self._sender, self._budget, windows)
+        return _Opening(self, call, message, window - CALL_WINDOW)
 
     async def run(self) -> None:
         """Keep the conversation going until the link is gone, the peer breaks the rules or `close`.
@@ -144,8 +149,8 @@ class Session:
         """End the session now; calls under way fail with NetworkError on both sides."""
         self._end("this node closed it")
 
-    async def begin(self, call: Call, message: bytes) -> None:
-        """Send OPEN and the rest of the first message; for `call` only."""
+    async def begin(self, call: Call, message: bytes, credit: int) -> None:
+        """Send OPEN with additional credit and the rest of the first message; for `call` only."""
         if len(message) > MAX_MESSAGE:
             raise TooLarge(f"A message of {len(message)} bytes is over the limit of {MAX_MESSAGE}.")
         first = message if len(message) <= FIRST_PAYLOAD else message[:FIRST_PAYLOAD]
@@ -155,7 +160,7 @@ class Session:
         call.id, self._next_id = self._next_id, self._next_id + 2
         self._calls[call.id] = call
         more = len(message) > len(first)
-        frame = Open(call.id, call.protocol, _milliseconds(call.timeout), first, more)
+        frame = Open(call.id, call.protocol, _milliseconds(call.timeout), first, more, credit)
         self._sender.add(call.id, frame, len(first) + OVERHEAD)
         if more:
             await call.send_from(message, FIRST_PAYLOAD)
@@ -267,7 +272,8 @@ class Session:
             self._refuse(frame.call, NodeBusy(busy, retry_after=1.0))
         else:
             timeout = frame.timeout_ms / 1000 if frame.timeout_ms else None
-            call = Call(self.peer_id, frame.protocol, timeout, self._sender, self._budget)
+            windows = Windows(outgoing=CALL_WINDOW + frame.credit)
+            call = Call(self.peer_id, frame.protocol, timeout, self._sender, self._budget, windows)
             call.id = frame.call
             self._calls[call.id] = call
             call.arrive(frame.payload, frame.more)
@@ -362,14 +368,14 @@ class Session:
 class _Opening:
     """The context of a call that this side opens."""
 
-    __slots__ = ("_call", "_message", "_session")
+    __slots__ = ("_call", "_credit", "_message", "_session")
 
-    def __init__(self, session: Session, call: Call, message: bytes) -> None:
-        self._session, self._call, self._message = session, call, message
+    def __init__(self, session: Session, call: Call, message: bytes, credit: int) -> None:
+        self._session, self._call, self._message, self._credit = session, call, message, credit
 
     async def __aenter__(self) -> Call:
         try:
-            await self._session.begin(self._call, self._message)
+            await self._session.begin(self._call, self._message, self._credit)
         except BaseException:
             self._session.leave(self._call)
             raise

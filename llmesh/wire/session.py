@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
+from llmesh.core.credit import CALL_WINDOW, MAX_CALL_WINDOW
 from llmesh.core.frames import (
     MAX_PAYLOAD,
     Cancel,
@@ -50,7 +51,9 @@ def decode(body: bytes) -> Frame | None:
         return Message(wire.call, wire.payload, wire.more)
     if kind == pb.Frame.OPEN:
         _check(wire)
-        return Open(wire.call, wire.protocol, wire.timeout_ms, wire.payload, wire.more)
+        if wire.credit > MAX_CALL_WINDOW - CALL_WINDOW:
+            raise ValidationFailed(f"A call's window is over {MAX_CALL_WINDOW} bytes.")
+        return Open(wire.call, wire.protocol, wire.timeout_ms, wire.payload, wire.more, wire.credit)
     return _of_control(wire)
 
 
@@ -58,10 +61,10 @@ def _to_wire(frame: Frame) -> pb.Frame:
     match frame:
         case Message(call, payload, more):
             return pb.Frame(kind=pb.Frame.MESSAGE, call=call, payload=payload, more=more)
-        case Open(call, protocol, timeout_ms, payload, more):
+        case Open(call, protocol, timeout_ms, payload, more, credit):
             return pb.Frame(
                 kind=pb.Frame.OPEN, call=call, protocol=protocol,
-                timeout_ms=timeout_ms, payload=payload, more=more,
+                timeout_ms=timeout_ms, payload=payload, more=more, credit=credit,
             )  # fmt: skip
         case End(call):
             return pb.Frame(kind=pb.Frame.END, call=call)

@@ -33,7 +33,7 @@ FRAMES = st.one_of(
     st.builds(Hello, SHORT, SHORT, st.lists(SHORT, max_size=32).map(tuple)),
     st.just(Ping()),
     st.just(Pong()),
-    st.builds(Open, CALLS, SHORT, U32, st.binary(max_size=200), st.booleans()),
+    st.builds(Open, CALLS, SHORT, U32, st.binary(max_size=200), st.booleans(), st.integers(0, 768 << 10)),
     st.builds(Message, CALLS, st.binary(max_size=200), st.booleans()),
     st.builds(End, CALLS),
     st.builds(Failed, CALLS, U32, SHORT, st.none() | st.sampled_from([0.001, 1.5, 4_000_000.0])),
@@ -68,6 +68,7 @@ def test_noise_is_a_frame_or_refused(noise: bytes) -> None:
         pb.Frame(kind="PONG", call=1),
         pb.Frame(kind="MESSAGE", call=1, payload=b"x" * (MAX_PAYLOAD + 1)),
         pb.Frame(kind="OPEN", call=1, protocol="/" + "x" * 128),
+        pb.Frame(kind="OPEN", call=1, protocol="/x", credit=(768 << 10) + 1),
     ],
 )
 def test_what_the_protocol_forbids_is_refused(wire: pb.Frame) -> None:
