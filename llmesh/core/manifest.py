@@ -32,6 +32,9 @@ MAX_FILES = 2_000
 MAX_PATH = 1024
 """Characters of a path inside a bundle."""
 
+MAX_SIZE = 64 << 30
+"""Bytes of all files of a model."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -88,7 +91,7 @@ def block_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int) -> None:
+def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int = MAX_SIZE) -> None:
     """Refuse a manifest that is not of this model, names unsafe paths, or is over `max_size` bytes.
 
     Raises ValidationFailed and TooLarge.
