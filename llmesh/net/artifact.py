@@ -6,6 +6,7 @@ above.  Nothing here touches a disk.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -131,31 +132,37 @@ async def _wanted(call: Call) -> Block | None:
 
 async def _send(call: Call, throttle: Throttle, data: bytes) -> None:
     """All of it in pieces; the last is shorter than a piece."""
-    for start in range(0, len(data) + 1, PIECE):
-        piece = data[start : start + PIECE]
-        await throttle.pass_on(len(piece))
-        with trio.move_on_after(IDLE) as scope:
+    with trio.CancelScope() as scope:
+        for start in range(0, len(data) + 1, PIECE):
+            piece = data[start : start + PIECE]
+            scope.deadline = math.inf
+            await throttle.pass_on(len(piece))
+            scope.deadline = trio.current_time() + IDLE
             await call.send(piece)
-        if scope.cancelled_caught:
-            raise RequestTimeout(f"Nothing was taken in {IDLE:.0f} s.")
+        return
+    raise RequestTimeout(f"Nothing was taken in {IDLE:.0f} s.")
 
 
 async def _receive(call: Call, throttle: Throttle, limit: int) -> bytes:
+    """What `_send` sent, at most `limit` bytes."""
     pieces: list[bytes] = []
-    size = 0
-    while not pieces or len(pieces[-1]) == PIECE:
-        pieces.append(await _piece(call))
-        size += len(pieces[-1])
-        if len(pieces[-1]) > PIECE or size > limit:
-            raise ValidationFailed(f"The peer sent more than {limit} bytes.", peer_id=call.peer_id)
-        await throttle.pass_on(len(pieces[-1]))
-    return b"".join(pieces)
+    size, last = 0, PIECE
+    with trio.CancelScope() as scope:
+        while last == PIECE:
+            scope.deadline = trio.current_time() + SILENCE
+            pieces.append(await _piece(call))
+            last = len(pieces[-1])
+            size += last
+            if last > PIECE or size > limit:
+                raise ValidationFailed(f"The peer sent more than {limit} bytes.", peer_id=call.peer_id)
+            scope.deadline = math.inf
+            await throttle.pass_on(last)
+        return b"".join(pieces)
+    raise NetworkError(f"The peer sent nothing for {SILENCE:.0f} s.", peer_id=call.peer_id)
 
 
 async def _piece(call: Call) -> bytes:
-    with trio.move_on_after(SILENCE):
-        try:
-            return await call.receive()
-        except trio.EndOfChannel:
-            raise ValidationFailed("The peer ended the call.", peer_id=call.peer_id) from None
-    raise NetworkError(f"The peer sent nothing for {SILENCE:.0f} s.", peer_id=call.peer_id)
+    try:
+        return await call.receive()
+    except trio.EndOfChannel:
+        raise ValidationFailed("The peer ended the call.", peer_id=call.peer_id) from None
