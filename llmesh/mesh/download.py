@@ -32,7 +32,7 @@ SOURCES = 8
 """Sources at a time; each may have 4 blocks of 1 MiB in memory."""
 
 PATIENCE = 60.0
-"""Seconds without any source after which a download gives up."""
+"""Seconds without a piece of any block after which a download gives up."""
 
 TICK = 1.0
 """Seconds between looks for new sources and reports while nothing happens."""
@@ -71,12 +71,13 @@ class Download:
         self._report = report
         self._transfer = Transfer(manifest)
         self._active: set[PeerId] = set()
+        self._sources: dict[PeerId, Source] = {}
         self._fault: MeshError | None = None
         self._blocks_freed = trio.Event()
         self._sources_changed = trio.Event()
 
     async def run(self) -> bool:
-        """Fetch what is not there yet; True once all is, False where no source was left.
+        """Fetch what is not there yet; True once all is, False where no source gives any more.
 
         Raises Conflict for a full disk.  Whatever ends it, what was kept stays kept.
         """
@@ -100,9 +101,8 @@ class Download:
             for contact in ready[: SOURCES - len(self._active)]:
                 self._active.add(contact.peer_id)
                 nursery.start_soon(self._draw_from, contact)
-            if self._transfer.sources:
-                fed_at = trio.current_time()
-            elif trio.current_time() > fed_at + PATIENCE or not self._hopeful():
+            fed_at = max([fed_at, *(source.heard_at for source in self._sources.values())])
+            if trio.current_time() > fed_at + PATIENCE or not self._hopeful():
                 return
             self._sources_changed = trio.Event()
             with trio.move_on_after(TICK):
@@ -118,6 +118,7 @@ class Download:
             async with self._suppliers.open(contact) as source:
                 if source.manifest == self._manifest:
                     self._transfer.join(peer)
+                    self._sources[peer] = source
                     await self._draw(source)
         except MeshError as error:
             log.info("%s no longer gives model %s: %s", peer, self._model, error.message)
@@ -125,6 +126,7 @@ class Download:
                 self._fault = error
         finally:
             self._transfer.leave(peer)
+            self._sources.pop(peer, None)
             self._active.discard(peer)
             self._blocks_freed.set()
             self._blocks_freed = trio.Event()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import trio
 
@@ -71,6 +71,7 @@ class Suppliers:
         self._pauses: dict[PeerId, Backoff] = {}
         self._gave: dict[PeerId, Manifest] = {}
         self._set_aside: set[Manifest] = set()
+        self._failures: dict[PeerId, MeshError] = {}
 
     async def agree(self) -> Manifest:
         """The manifest that most of a few suppliers give, the best of them asked at once.
@@ -84,12 +85,13 @@ class Suppliers:
         contacts = self._contacts()
         if not contacts:
             raise ModelNotFound(f"Nobody in good standing is known to give the files of {self._model}.")
-        failures = await self._poll(contacts[:POLLED])
+        await self._poll(contacts[:POLLED])
         votes = Counter(m for peer, m in self._gave.items() if self._may_serve(peer, m))
         if votes:
             return votes.most_common(1)[0][0]
+        failures = list(self._failures.values())
         if failures and all(isinstance(failure, NodeBusy) for failure in failures):
-            raise failures[0]
+            raise failures[-1]
         why = f": {failures[-1].message}" if failures else "."
         raise NodeUnreachable(f"None of {len(contacts)} providers gives the files of {self._model}{why}")
 
@@ -146,29 +148,26 @@ class Suppliers:
         best = sorted(ranked.values(), key=lambda each: (*each[:2], each[2].peer_id))
         return [contact for trust, _, contact in best if trust is not Trust.DISGRACED]
 
-    async def _poll(self, contacts: list[PeerAddress]) -> list[MeshError]:
-        """Get manifests; the failures of those who gave none."""
-        failures: list[MeshError] = []
+    async def _poll(self, contacts: list[PeerAddress]) -> None:
+        """Get the manifests of those who answer in time."""
 
         async def ask(contact: PeerAddress) -> None:
-            try:
+            with suppress(MeshError):  # noted by `open`
                 async with self.open(contact):
                     scope.deadline = min(scope.deadline, trio.current_time() + SECOND_OPINIONS)
-            except MeshError as error:
-                failures.append(error)
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 for contact in contacts:
                     self._gave.pop(contact.peer_id, None)
                     nursery.start_soon(ask, contact)
-        return failures
 
     def _may_serve(self, peer: PeerId, manifest: Manifest) -> bool:
         return peer not in self._expelled and manifest not in self._set_aside
 
     def _note(self, peer: PeerId, error: MeshError) -> None:
         """What a failure says about the peer; failures of our own say nothing."""
+        self._failures[peer] = error
         match error:
             case ValidationFailed() if error.peer_id == peer and not error.remote:
                 self._expel(peer, error.message)

@@ -60,11 +60,15 @@ Serve: TypeAlias = Callable[[ModelId, PeerId], AbstractAsyncContextManager[Repli
 
 
 class Source:
-    """A peer that gives a model's files, and the manifest that it gave; made by `open_source`."""
+    """A peer that gives a model's files, and the manifest that it gave; made by `open_source`.
+
+    `heard_at` is when the last piece of a block came, by trio's clock.
+    """
 
     def __init__(self, call: Call, throttle: Throttle, manifest: Manifest) -> None:
         self.peer_id = call.peer_id
         self.manifest = manifest
+        self.heard_at = -math.inf
         self._call = call
         self._throttle = throttle
         self._owed: deque[tuple[Block, int]] = deque()
@@ -87,9 +91,12 @@ class Source:
         Cancelled, it leaves the call useless.
         """
         block, size = self._owed[0]
-        data = await _receive(self._call, self._throttle, size)
+        data = await _receive(self._call, self._throttle, size, self._heard)
         self._owed.popleft()
         return block, data
+
+    def _heard(self) -> None:
+        self.heard_at = trio.current_time()
 
 
 @asynccontextmanager
@@ -100,7 +107,7 @@ async def open_source(session: Session, model: ModelId, throttle: Throttle) -> A
     model, TooLarge for a model of more than 64 GiB.
     """
     async with session.call(PROTOCOL, encode_fetch(model), window=MAX_CALL_WINDOW) as call:
-        data = await _receive(call, throttle, MAX_MANIFEST)
+        data = await _receive(call, throttle, MAX_MANIFEST, _nothing)
         try:
             manifest = decode_manifest(data)
             check_manifest(manifest, model)
@@ -143,14 +150,15 @@ async def _send(call: Call, throttle: Throttle, data: bytes) -> None:
     raise RequestTimeout(f"Nothing was taken in {IDLE:.0f} s.")
 
 
-async def _receive(call: Call, throttle: Throttle, limit: int) -> bytes:
-    """What `_send` sent, at most `limit` bytes."""
+async def _receive(call: Call, throttle: Throttle, limit: int, heard: Callable[[], None]) -> bytes:
+    """What `_send` sent, at most `limit` bytes; `heard` is told of each piece."""
     pieces: list[bytes] = []
     size, last = 0, PIECE
     with trio.CancelScope() as scope:
         while last == PIECE:
             scope.deadline = trio.current_time() + SILENCE
             pieces.append(await _piece(call))
+            heard()
             last = len(pieces[-1])
             size += last
             if last > PIECE or size > limit:
@@ -166,3 +174,7 @@ async def _piece(call: Call) -> bytes:
         return await call.receive()
     except trio.EndOfChannel:
         raise ValidationFailed("The peer ended the call.", peer_id=call.peer_id) from None
+
+
+def _nothing() -> None:
+    """Nobody listens."""
