@@ -35,7 +35,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,9 +173,7 @@ async def fetch(sessions: Sessions, peer: PeerId, servers: list[Any], folder: Pa
             answer(progress.done / progress.total)
 
     store = await open_store(folder)
-    fetcher = Fetcher(
-        peer, store, sessions, Board(servers), Reputation(lambda _: False), Throttle()
-    )
+    fetcher = Fetcher(peer, store, sessions, Board(servers), Reputation(lambda _: False), Throttle())
     await fetcher.fetch(ModelRef("", id=ModelId(servers[0][2])), report)
 
 
@@ -535,7 +533,8 @@ def speed_row(name: str, samples: dict[str, list[Sample]], size: int) -> dict[st
         "client_cpu_s": statistics.median(sample.client for sample in own),
         "servers_cpu_s": statistics.median(sample.servers for sample in own),
     }
-    text = f"{name:<9} {row['mb_per_s']:>7.0f} MB/s   CPU {row['client_cpu_s']:.2f} + {row['servers_cpu_s']:.2f} s"
+    cpu = f"CPU {row['client_cpu_s']:.2f} + {row['servers_cpu_s']:.2f} s"
+    text = f"{name:<9} {row['mb_per_s']:>7.0f} MB/s   {cpu}"
     if name != "llmesh1" and "llmesh1" in samples:
         pairs = zip(samples["llmesh1"], own, strict=True)
         row["ratio"] = statistics.median(theirs.wall / ours.wall for ours, theirs in pairs)
@@ -591,7 +590,12 @@ def latency(rounds: int, model: Path, scratch: Path) -> dict[str, Any]:
     try:
         for lap in range(rounds + 1):
             for bulk in (False, True):
-                request = {"servers": way.addresses, "seconds": 2.0, "bulk": bulk, "folder": str(scratch / "bulk")}
+                request = {
+                    "servers": way.addresses,
+                    "seconds": 2.0,
+                    "bulk": bulk,
+                    "folder": str(scratch / "bulk"),
+                }
                 result = way.client.ask(request)["laps"]
                 laps[bulk] += [sorted(result)] if lap else []
     finally:
@@ -599,12 +603,19 @@ def latency(rounds: int, model: Path, scratch: Path) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for share, aim in ((0.5, 2.0), (0.99, 3.0)):
         name = f"p{share * 100:.0f}"
-        quiet, busy = ([lap[math.ceil(len(lap) * share) - 1] * 1e3 for lap in laps[bulk]] for bulk in (False, True))
+        quiet, busy = (
+            [lap[math.ceil(len(lap) * share) - 1] * 1e3 for lap in laps[bulk]] for bulk in (False, True)
+        )
         ratio = statistics.median(b / q for b, q in zip(busy, quiet, strict=True))
-        row |= {f"{name}_quiet_ms": statistics.median(quiet), f"{name}_busy_ms": statistics.median(busy), f"{name}_ratio": ratio}
+        row |= {
+            f"{name}_quiet_ms": statistics.median(quiet),
+            f"{name}_busy_ms": statistics.median(busy),
+            f"{name}_ratio": ratio,
+        }
+        verdict = "reached" if ratio <= aim else "MISSED"
         print(
             f"inference {name}: quiet {statistics.median(quiet):.2f} ms, beside a transfer"
-            f" {statistics.median(busy):.2f} ms, ratio {ratio:.2f} (aim {aim}: {'reached' if ratio <= aim else 'MISSED'})",
+            f" {statistics.median(busy):.2f} ms, ratio {ratio:.2f} (aim {aim}: {verdict})",
             flush=True,
         )
     return row

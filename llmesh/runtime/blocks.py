@@ -69,7 +69,7 @@ def held_blocks(folder: Path, manifest: Manifest) -> set[Block]:
         path = folder / entry.file.path
         with disk_faults():
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | _NO_LINK, 0o600))
+            _make(path, entry.file.size)
         for number, digest in enumerate(entry.digests):
             trio.from_thread.check_cancelled()
             block = Block(entry.file.path, number)
@@ -119,6 +119,16 @@ def _read(path: Path, offset: int, size: int) -> bytes:
     handle = os.open(path, os.O_RDONLY | _NO_LINK)
     try:
         return os.pread(handle, size, offset)
+    finally:
+        os.close(handle)
+
+
+def _make(path: Path, size: int) -> None:
+    """See to it that there is a file, not longer than it will be."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | _NO_LINK, 0o600)
+    try:
+        if os.fstat(handle).st_size > size:
+            os.ftruncate(handle, size)
     finally:
         os.close(handle)
 

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from llmesh.core.credit import CALL_WINDOW
+from llmesh.core.credit import CALL_WINDOW, MAX_CALL_WINDOW
 from llmesh.core.frames import (
     Cancel,
     Credit,
@@ -339,6 +339,24 @@ async def test_forty_slow_readers_hold_back_nobody(autojump_clock: MockClock) ->
         await trio.testing.wait_all_tasks_blocked()
         assert await ask(p.ours, "/echo", b"x" * 600_000) == b"x" * 600_000
         nursery.cancel_scope.cancel()
+
+
+async def test_an_opener_may_let_the_handler_run_further_ahead(autojump_clock: MockClock) -> None:
+    async def flood(call: Call, _message: bytes) -> None:
+        while True:
+            await call.send(b"x" * 10_000)
+
+    async with pair({"/flood": flood}) as p:
+        for window in (CALL_WINDOW, MAX_CALL_WINDOW):
+            async with p.ours.call("/flood", b"", window=window) as call:
+                await trio.sleep(1)
+                waiting = len(call._inbox)
+                assert waiting == window // 10_064
+                for _ in range(3 * waiting):  # and credit goes on coming
+                    assert await call.receive() == b"x" * 10_000
+        for window in (CALL_WINDOW - 1, MAX_CALL_WINDOW + 1):
+            with pytest.raises(ValueError, match="window"):
+                p.ours.call("/flood", b"", window=window)
 
 
 async def test_empty_messages_cost_credit_too(autojump_clock: MockClock) -> None:
