@@ -17,12 +17,24 @@ from llmesh.core.ids import ModelId
 from llmesh.core.model import BundleFile, model_id_of
 from llmesh.errors import TooLarge, ValidationFailed
 
-__all__ = ["BLOCK", "Block", "Manifest", "ManifestFile", "block_digest", "check_manifest"]
+__all__ = [
+    "BLOCK", "DIGEST", "MAX_FILES", "MAX_PATH", "Block", "Manifest", "ManifestFile", "block_digest",
+    "check_manifest",
+]  # fmt: skip
 
 BLOCK = 1 << 20
 """Bytes of a block; the last one of a file may be shorter."""
 
+DIGEST = 32
+"""Bytes of a SHA-256."""
+
 MAX_FILES = 2_000
+MAX_PATH = 1024
+"""Characters of a path inside a bundle."""
+
+MAX_SIZE = 64 << 30
+"""Bytes of all files of a model."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -79,7 +91,7 @@ def block_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int) -> None:
+def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int = MAX_SIZE) -> None:
     """Refuse a manifest that is not of this model, names unsafe paths, or is over `max_size` bytes.
 
     Raises ValidationFailed and TooLarge.
@@ -92,6 +104,8 @@ def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int) -> None:
     folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
     if len(set(names)) != len(names) or folders & set(names):
         raise ValidationFailed("A manifest names one path twice.")
+    if list(manifest.files) != sorted(manifest.files, key=lambda entry: entry.file.path):
+        raise ValidationFailed("A manifest does not list its files in order.")
     if manifest.model_id != wanted:
         raise ValidationFailed(f"The manifest is of model {manifest.model_id}, not of {wanted}.")
     if manifest.size > max_size:
@@ -100,12 +114,12 @@ def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int) -> None:
 
 def _check_file(entry: ManifestFile) -> None:
     file, path = entry.file, PurePosixPath(entry.file.path)
-    unsafe = (
-        path.is_absolute() or ".." in path.parts or path.as_posix() != file.path or file.path in {"", "."}
-    )
-    if unsafe or len(file.path) > 1024 or re.search(r"[\\\x00-\x1f]", file.path):
+    # Hidden files are no part of a bundle, and this covers ".." too.
+    unsafe = path.is_absolute() or path.as_posix() != file.path or path.name == ""
+    unsafe = unsafe or any(part.startswith(".") for part in path.parts)
+    if unsafe or len(file.path) > MAX_PATH or "\\" in file.path or not file.path.isprintable():
         raise ValidationFailed(f"A manifest names {file.path[:200]!r}, which is not a path inside a bundle.")
     if file.size < 0 or not _SHA256.match(file.sha256):
         raise ValidationFailed(f"A manifest gives {file.path!r} no proper size and digest.")
-    if len(entry.digests) != -(-file.size // BLOCK) or any(len(digest) != 32 for digest in entry.digests):
+    if len(entry.digests) != -(-file.size // BLOCK) or any(len(d) != DIGEST for d in entry.digests):
         raise ValidationFailed(f"A manifest gives {file.path!r} the wrong number of blocks.")

@@ -7,11 +7,12 @@ has been verified is never asked for again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmesh.core.ids import PeerId
-from llmesh.core.manifest import Block, Manifest, block_digest
+from llmesh.core.manifest import Block, Manifest
 from llmesh.errors import ValidationFailed
 
 __all__ = ["Transfer"]
@@ -22,13 +23,25 @@ IN_FLIGHT = 4
 TAKE_OVER = 2.0
 """A block is taken over when its source needs this many times longer than the taker would."""
 
+UNKNOWN = 1.0
+"""Seconds that a source of unknown speed is taken to need for a block."""
+
 
 @dataclass(slots=True)
 class _Source:
-    """Bytes per second by its last blocks (0 while unknown), and when each owed block was asked for."""
+    """Bytes per second by its last blocks (0 while unknown), and when each owed block was asked for.
+
+    A source answers in order, so its time for a block begins when the one before it came.
+    """
 
     rate: float = 0.0
+    last: float = -math.inf
     owed: dict[Block, float] = field(default_factory=dict)
+
+    def wait(self, place: int, size: int, now: float) -> float:
+        """Seconds to expect for the owed block in that place: by its rate, and no less than its silence."""
+        silence = now - max(self.last, next(iter(self.owed.values())))
+        return max(silence, (place + 1) * size / self.rate if self.rate else 0.0)
 
 
 class Transfer:
@@ -62,6 +75,10 @@ class Transfer:
         """Bytes of a block."""
         return self._entries[block.path].block_size(block.number)
 
+    def digest(self, block: Block) -> bytes:
+        """The SHA-256 that a block has by the manifest."""
+        return self._entries[block.path].digests[block.number]
+
     def join(self, source: PeerId) -> None:
         """A source takes part from now on."""
         self._sources.setdefault(source, _Source())
@@ -83,20 +100,22 @@ class Transfer:
             state.owed[block] = now
         return block
 
-    def arrived(self, source: PeerId, block: Block, data: bytes, now: float) -> bool:
-        """Judge a block; True where it is good and new, and must be written.
+    def arrived(self, source: PeerId, block: Block, digest: bytes, now: float) -> bool:
+        """Judge a block by the SHA-256 of what came; True where it is good and the first of its kind.
 
-        A block that was not asked for or is not right expels its source: ValidationFailed names it.
+        Say so only of what has been written: it is never asked for again.  A block that was not asked
+        for or is not right expels its source: ValidationFailed names it.
         """
         state = self._sources[source]
         asked = state.owed.get(block)
-        if asked is None or block_digest(data) != self._entries[block.path].digests[block.number]:
+        if asked is None or digest != self.digest(block):
             self.leave(source)
             raise ValidationFailed(
                 f"The peer sent a wrong block {block.number} of {block.path}.", peer_id=source
             )
         del state.owed[block]
-        measured = len(data) / max(now - asked, 1e-6)
+        measured = self.size(block) / max(now - max(asked, state.last), 1e-6)
+        state.last = now
         state.rate = measured if not state.rate else 0.7 * state.rate + 0.3 * measured
         return self._missing.pop(block, None) is not None
 
@@ -104,19 +123,15 @@ class Transfer:
         return any(block in state.owed for state in self._sources.values())
 
     def _take_over(self, taker: _Source, now: float) -> Block | None:
-        """The longest-owed block that a much slower source, or a stalled one, still owes."""
-        late = [
-            (asked, block)
-            for state in self._sources.values()
-            if state is not taker
-            for block, asked in state.owed.items()
-            if block in self._missing
-            and block not in taker.owed
-            and self._too_slow(state, taker, now - asked, block)
-        ]
-        return min(late)[1] if late else None
-
-    def _too_slow(self, owing: _Source, taker: _Source, waited: float, block: Block) -> bool:
-        ours = self.size(block) / taker.rate if taker.rate else 1.0
-        theirs = self.size(block) * len(owing.owed) / owing.rate if owing.rate else waited
-        return max(theirs, waited) > TAKE_OVER * ours
+        """Of the blocks that others still owe, the one due last, if this source is clearly sooner."""
+        due: dict[Block, float] = {}
+        for state in self._sources.values():
+            for place, block in enumerate(state.owed):
+                wait = state.wait(place, self.size(block), now)
+                due[block] = min(wait, due.get(block, math.inf))
+        open_ = [block for block in due if block in self._missing and block not in taker.owed]
+        latest = max(open_, key=due.__getitem__, default=None)
+        if latest is None:
+            return None
+        ours = (1 + len(taker.owed)) * self.size(latest) / taker.rate if taker.rate else UNKNOWN
+        return latest if due[latest] > TAKE_OVER * ours else None

@@ -85,6 +85,10 @@ class Reputation:
             under_way=self._under_way[peer],
         )
 
+    def trust(self, peer: PeerId) -> Trust:
+        """How the peer stands at this moment."""
+        return self._trust(peer, self._standings.get(peer))
+
     @contextmanager
     def asking(self, peer: PeerId) -> Iterator[None]:
         """Count an attempt as under way while the block runs."""

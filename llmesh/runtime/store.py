@@ -7,7 +7,6 @@ everything is hashed again before it is handed out.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from llmesh.core.ids import ModelId, model_id
 from llmesh.errors import Conflict, ModelNotFound, TooLarge, ValidationFailed
 from llmesh.runtime.archive import ArchiveLimits, unpack
 from llmesh.runtime.bundle import Bundle, read_bundle
+from llmesh.runtime.disk import disk_faults
 
 __all__ = ["Store", "Stored", "open_store"]
 
@@ -56,6 +56,7 @@ class Store:
         self._staging = folder / "staging"
         self._quota = quota
         self._writing = trio.Lock()
+        self._receiving: dict[ModelId, int] = {}
 
     def sweep(self) -> None:
         """Remove unfinished writes; transfers under way keep theirs (see `partial`)."""
@@ -78,11 +79,11 @@ class Store:
         if await trio.Path(path).is_dir() or path.suffix == ".onnx":
             source = await read_bundle(path)
             if not await trio.Path(self._folder(source.id)).is_dir():
-                self._check_room(sum(file.size for file in source.files))
+                self._check_room(sum(file.size for file in source.files), source.id)
             return await self._write(lambda folder: _copy(source, folder))
         if not await trio.Path(path).is_file():
             raise ValidationFailed(f"{path} is neither a folder, an .onnx file nor an archive.")
-        limits = ArchiveLimits(size=max(0, self._quota - self.used()))
+        limits = ArchiveLimits(size=max(0, self._quota - self._taken()))
         return await self._write(lambda folder: unpack(path, folder, limits))
 
     async def open(self, model: ModelId) -> Bundle:
@@ -97,15 +98,20 @@ class Store:
         return bundle
 
     async def remove(self, model: ModelId) -> None:
-        """Give the space back; a model that is not there is left so."""
+        """Give the space back, an unfinished transfer's too; a model that is not there is left so."""
         async with self._writing:
             await trio.to_thread.run_sync(_discard, self._folder(model), self._staging)
+            if model not in self._receiving:
+                await trio.to_thread.run_sync(_discard, self.partial(model), self._staging)
 
     async def collect(self, keep: Collection[ModelId], room: int) -> list[ModelId]:
-        """Remove the longest unused models, but none of `keep`, until `room` bytes fit the quota."""
+        """Remove the longest unused models, but none of `keep`, until `room` bytes fit the quota.
+
+        Transfers that nobody goes on with are removed before any model.  Returns what went.
+        """
         gone = []
-        for stored in self.models():
-            if self.used() + room <= self._quota:
+        for stored in [*self._abandoned(), *self.models()]:
+            if self._taken() + room <= self._quota:
                 break
             if stored.id not in keep:
                 await self.remove(stored.id)
@@ -116,27 +122,47 @@ class Store:
         """Bytes of all models."""
         return sum(stored.size for stored in self.models())
 
+    @contextmanager
+    def receiving(self, model: ModelId, size: int) -> Iterator[Path]:
+        """The folder for a transfer of a model; its bytes count as taken while the block runs.
+
+        The folder is kept over restarts, so that the transfer resumes.  Raises Conflict where the model
+        is being received already, TooLarge over the quota.
+        """
+        if model in self._receiving:
+            raise Conflict(f"The model {model} is being fetched already.")
+        self._check_room(size, model)
+        self._receiving[model] = size
+        try:
+            yield self.partial(model)
+        finally:
+            del self._receiving[model]
+
     def partial(self, model: ModelId) -> Path:
-        """The folder of an unfinished transfer of a model; kept over restarts, so that it resumes."""
-        folder = self._staging / f"{model}{_PARTIAL}"
+        """The folder of an unfinished transfer of a model, made if need be."""
+        folder = self._staging / f"{model_id(model)}{_PARTIAL}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     async def adopt(self, model: ModelId) -> Bundle:
-        """Take over a finished transfer.  Raises ValidationFailed where it is not that model."""
+        """Take over a finished transfer.
+
+        Raises ValidationFailed where it is no bundle or not that model; it is then left as it is.
+        """
         folder = self.partial(model)
         async with self._writing:
             bundle = await read_bundle(folder)
             if bundle.id != model:
-                shutil.rmtree(folder, ignore_errors=True)
                 raise ValidationFailed(f"What was fetched is model {bundle.id}, not {model}.")
-            return await self._publish(folder, bundle)
+            adopted = await self._publish(folder, bundle)
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            return adopted
 
     async def _write(self, fill: Callable[[Path], None]) -> Bundle:
         async with self._writing:
             staged = Path(tempfile.mkdtemp(dir=self._staging))
             try:
-                with _disk_faults():
+                with disk_faults():
                     await trio.to_thread.run_sync(fill, staged)
                 return await self._publish(staged, await read_bundle(_only_folder(staged)))
             finally:
@@ -147,30 +173,31 @@ class Store:
         target = self._folder(bundle.id)
         if await trio.Path(target).is_dir():
             return _moved(bundle, target)
-        self._check_room(sum(file.size for file in bundle.files))
-        with trio.CancelScope(shield=True), _disk_faults():
+        self._check_room(sum(file.size for file in bundle.files), bundle.id)
+        with trio.CancelScope(shield=True), disk_faults():
             await trio.to_thread.run_sync(_sync_and_rename, bundle, target)
         return _moved(bundle, target)
 
-    def _check_room(self, size: int) -> None:
-        if self.used() + size > self._quota:
-            raise TooLarge(f"The model has {size} bytes; the store holds {self.used()} of {self._quota}.")
+    def _check_room(self, size: int, model: ModelId) -> None:
+        if (taken := self._taken(model)) + size > self._quota:
+            raise TooLarge(f"The model has {size} bytes; of the store's {self._quota}, {taken} are taken.")
+
+    def _taken(self, besides: ModelId | None = None) -> int:
+        """Bytes of all models and of the transfers of all other models, those under way in full."""
+        coming = sum(size for model, size in self._receiving.items() if model != besides)
+        return self.used() + coming + sum(left.size for left in self._abandoned() if left.id != besides)
+
+    def _abandoned(self) -> list[Stored]:
+        """Transfers that are not under way, the oldest first."""
+        stored = map(_stored, self._staging.glob(f"*{_PARTIAL}"))
+        left = [each for each in stored if each.id not in self._receiving]
+        return sorted(left, key=lambda each: each.used_at)
 
     def _folder(self, model: ModelId) -> Path:
         return self._models / model_id(model)
 
 
 _PARTIAL = ".partial"
-
-
-@contextmanager
-def _disk_faults() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise Conflict("The disk is full; free some space or remove models from the store.") from None
-        raise
 
 
 def _only_folder(staged: Path) -> Path:
@@ -222,4 +249,4 @@ def _discard(folder: Path, staging: Path) -> None:
 
 def _stored(folder: Path) -> Stored:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Stored(ModelId(folder.name), folder, size, folder.stat().st_mtime)
+    return Stored(ModelId(folder.name.removesuffix(_PARTIAL)), folder, size, folder.stat().st_mtime)

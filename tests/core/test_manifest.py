@@ -30,7 +30,8 @@ def test_a_good_manifest_passes_and_knows_its_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", ".", "/a", "../a", "a/../b", "a//b", "./a", "a\\b", "a\0", "a\nb", "x" * 1025]
+    "path",
+    ["", ".", "/a", "../a", "a/../b", "a//b", "./a", "a\\b", "a\0", "a\nb", "x" * 1025, ".git/a", "a/.b"],
 )
 def test_unsafe_paths_are_refused(path: str) -> None:
     with pytest.raises(ValidationFailed, match="path"):
@@ -58,6 +59,11 @@ def test_numbers_and_sizes_are_bounded() -> None:
         check(*(entry(str(n)) for n in range(2001)))
     with pytest.raises(TooLarge):
         check(entry("a", 100), max_size=99)
+
+
+def test_files_come_in_order() -> None:
+    with pytest.raises(ValidationFailed, match="order"):
+        check(entry("b"), entry("a"))
 
 
 def test_digests_have_32_bytes() -> None:

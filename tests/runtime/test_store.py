@@ -143,12 +143,54 @@ async def test_a_transfer_is_kept_over_restarts_and_adopted_when_whole(store: St
     assert list((tmp_path / "store/staging").iterdir()) == []
 
 
-async def test_a_transfer_of_something_else_is_not_adopted(store: Store) -> None:
+async def test_a_transfer_of_something_else_is_not_adopted_and_stays(store: Store) -> None:
     model = ModelId("0" * 64)
     shutil.copy(DEMO / "model.onnx", store.partial(model))
     with pytest.raises(ValidationFailed, match="not 000"):
         await store.adopt(model)
     assert names(store) == []
+    assert (store.partial(model) / "model.onnx").exists()
+    await store.remove(model)
+    assert list(store.partial(model).iterdir()) == []
+
+
+async def test_a_transfer_holds_its_room_while_it_runs(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store", quota=SIZE + 100)
+    one, other = ModelId("1" * 64), ModelId("2" * 64)
+    with store.receiving(one, 60):
+        with pytest.raises(Conflict, match="already"), store.receiving(one, 60):
+            pass
+        with pytest.raises(TooLarge), store.receiving(other, SIZE + 41):
+            pass
+        with store.receiving(other, 41), pytest.raises(TooLarge):
+            await store.add(DEMO)
+        await store.add(DEMO)
+    with pytest.raises(TooLarge), store.receiving(one, 101):
+        pass
+    with store.receiving(one, 100):
+        pass
+
+
+async def test_what_is_left_of_a_transfer_takes_room_until_it_is_removed(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store", quota=SIZE + 100)
+    left, other = ModelId("1" * 64), ModelId("2" * 64)
+    (store.partial(left) / "file").write_bytes(bytes(90))
+    store = await open_store(tmp_path / "store", quota=SIZE + 100)
+    with pytest.raises(TooLarge), store.receiving(other, SIZE + 20):
+        pass
+    with store.receiving(left, SIZE + 100):  # its own bytes are part of it
+        assert await store.collect(keep=(), room=100) == []
+    assert await store.collect(keep=(), room=SIZE + 20) == [left]
+    with store.receiving(other, SIZE + 20):
+        pass
+
+
+async def test_a_model_that_came_another_way_meanwhile_is_kept(store: Store) -> None:
+    added = await store.add(DEMO)
+    for path in DEMO.iterdir():
+        shutil.copy(path, store.partial(added.id))
+    assert await store.adopt(added.id) == added
+    assert await store.collect(keep=(), room=0) == []
 
 
 CRASHING = """
