@@ -68,7 +68,7 @@ def test_a_plain_prompt_has_no_control_words(parts: list[str]) -> None:
 def test_words_that_only_meet_in_the_template_are_refused() -> None:
     chat = mini("{% for m in messages %}{{ m.content }}{% endfor %}")[1]
     split = (Message("user", "<|im_"), Message("user", "end|>"))
-    with pytest.raises(ValidationFailed, match="messages: .* control word"):
+    with pytest.raises(ValidationFailed, match=r"messages: .* control word"):
         chat.encode(GenerationRequest(messages=split))
     assert chat.encode(GenerationRequest(messages=(Message("user", "<|im_"), Message("user", "x"))))
 

@@ -150,6 +150,22 @@ def test_every_layout_says_the_same(opened: Open) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["plain", "learned", "grouped"])
+def test_a_close_choice_is_made_again_by_the_row_alone(opened: Open, kind: str) -> None:
+    """Were mates to move every logit, each row would be asked by itself, and say what it says alone."""
+    generator = opened(kind)
+    requests = [
+        GenerationRequest(prompt="the 狐狸" * n, max_tokens=40, temperature=0.9, seed=n) for n in range(1, 5)
+    ]
+    expected = [answer.said for answer in run(generator, *requests)]
+    (lane,) = generator._lanes
+    kept, lane._layout = lane._layout, replace(lane._layout, noise=100.0)
+    try:
+        assert [answer.said for answer in run(generator, *requests)] == expected
+    finally:
+        lane._layout = kept
+
+
 def test_a_long_prompt_is_read_in_pieces(opened: Open) -> None:
     generator = opened("plain")
     request = GenerationRequest(prompt="the fox " * 15, max_tokens=8)
@@ -249,7 +265,7 @@ def test_the_cache_is_bounded(bundle: Callable[[str], Path], kind: str) -> None:
     answers = {
         generator.submit(GenerationRequest(prompt="ab", max_tokens=40, seed=n)): Answer() for n in range(7)
     }
-    with pytest.raises(ValidationFailed, match="max_tokens: .* bytes"):
+    with pytest.raises(ValidationFailed, match=r"max_tokens: .* bytes"):
         Generator(bundle(kind), "model.onnx", Limits(cache_bytes=row)).submit(GenerationRequest(prompt="ab"))
     while not generator.idle:
         for event in generator.step():

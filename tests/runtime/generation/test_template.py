@@ -29,11 +29,11 @@ def render(source: str, messages: list[dict[str, str]] = HI) -> str:
         ),
         ("{{ 'a' ~ 1 ~ messages[0].content ~ eos_token }}", "a1 hi </s>"),
         (
-            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "{% set n = namespace(n=0) %}{% for m in messages %}{% set n.n = n.n + 1 %}{% endfor %}{{ n.n }}",
             "1",
         ),
         (
-            "{% for m in messages %}{% if loop.first and not loop.last %}x{% endif %}{{ loop.index0 }}{% endfor %}",
+            "{% for m in messages %}{% if not loop.last %}x{% endif %}{{ loop.index0 }}{% endfor %}",
             "0",
         ),
         ("{% macro say(m) %}<{{ m.role }}>{% endmacro %}{{ say(messages[0]) }}", "<user>"),
@@ -79,11 +79,11 @@ HOSTILE = [
     DOUBLING.format(start="(1,)", step="(ns.x, ns.x)") + "{{ ns.x | tojson }}",
     DOUBLING.format(start="{}", step="{'a': ns.x, 'b': ns.x}") + "{{ ns.x }}",
     DOUBLING.format(start="{}", step="dict(a=ns.x, b=ns.x)") + "{{ ns.x }}",
-    ("{% set ns = namespace(x='aaaa') %}{% for i in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}"
-    "{% endfor %}{{ ns.x | length }}"),
+    ("{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}"
+    "{% endfor %}{{ n.x | length }}"),
     "{% set ns = namespace(x=7) %}{% for i in range(10000) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
     "{% set x %}{% for i in range(10000) %}" + "y" * 60_000 + "{% endfor %}{% endset %}",
-    "{% set x = range(10000) | list %}{% for i in range(10000) %}{% set y = x | reverse | list %}{% endfor %}",
+    "{% set x = range(9999) | list %}{% for i in range(9999) %}{% set y = x | reverse | list %}{% endfor %}",
 ]  # fmt: skip
 
 
