@@ -7,17 +7,19 @@ are run one by one.  It also measures what batch-mates do to a row's numbers on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmesh.errors import ModelFailed, ValidationFailed
-from llmesh.runtime.generation.graph import Floats, Graph, Past
-from llmesh.runtime.generation.rows import AppendedRows, InPlaceRows, Rows, SharedRows
+from llmesh.runtime.generation.graph import Array, Floats, Graph, Past
+from llmesh.runtime.generation.rows import AppendedRows, InPlaceRows, Rows, SharedRows, columns_for
 
 __all__ = ["Layout", "SeparateRows", "find_layout"]
 
 _NEXT = 1
+_TRIAL_BYTES = 256 << 20
+"""A cache larger than this is not made for a trial."""
 _SAME = 0.1
 """Relative distance of two logits vectors that are the same but for rounding (4-bit models: 0.02)."""
 
@@ -51,6 +53,10 @@ class SeparateRows:
         last: Floats = self._logits[row]
         return last
 
+    def last(self, row: int) -> Array:
+        """See Rows."""
+        return np.concatenate([one[0, None, :, -1] for one in self._pasts[row]])
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -63,12 +69,17 @@ class Layout:
     graph: Graph
     kind: type[SharedRows] | None
     fewest: int = 1
+    widest: int = 0
     noise: float = 0.0
     exact: bool = True
 
     def open_rows(self, limit: int) -> Rows:
         """Room for `limit` rows."""
-        return SeparateRows(self.graph) if self.kind is None else self.kind(self.graph, limit, self.fewest)
+        return (
+            SeparateRows(self.graph)
+            if self.kind is None
+            else self.kind(self.graph, limit, self.fewest, self.widest)
+        )
 
 
 def find_layout(graph: Graph, limit: int) -> Layout:
@@ -81,12 +92,13 @@ def find_layout(graph: Graph, limit: int) -> Layout:
         raise ValidationFailed("The graph's cache does not carry on what it has read: it is no decoder.")
     kind: type[SharedRows] = InPlaceRows if graph.grouped else AppendedRows
     try:
-        if _distance(alone, _Trial(kind(graph, limit, 1), pasts[:1]).logits) > _SAME:
+        plain = Layout(graph, kind, 1, graph.context if graph.grouped else _widest(graph))
+        if _distance(alone, _Trial(plain, pasts[:1]).logits) > _SAME:
             return Layout(graph, None)
-        free = _measure(kind, graph, pasts, 1)
+        free = _measure(plain, pasts)
         if free.exact:
             return free
-        paired = _measure(kind, graph, pasts, 2)
+        paired = _measure(replace(plain, fewest=2), pasts)
     except ModelFailed:
         return Layout(graph, None)
     return paired if paired.exact else free
@@ -95,22 +107,44 @@ def find_layout(graph: Graph, limit: int) -> Layout:
 class _Trial:
     """One step of some rows: the first row's logits and new cache column, copied out."""
 
-    def __init__(self, rows: SharedRows, pasts: list[Past]) -> None:
+    def __init__(self, layout: Layout, pasts: list[Past]) -> None:
+        rows = layout.open_rows(len(pasts))
         for past in pasts:
             rows.join(past, past[0].shape[2] + 1)
         self.logits = rows.step([_NEXT] * len(pasts))[0].copy()
         self.column = rows.last(0).copy()
 
 
-def _measure(kind: type[SharedRows], graph: Graph, pasts: list[Past], fewest: int) -> Layout:
+def _measure(layout: Layout, pasts: list[Past]) -> Layout:
     """Compare the first row in companies of every size with itself alone."""
-    alone = _Trial(kind(graph, len(pasts), fewest), pasts[:1])
+    alone = _Trial(layout, pasts[:1])
     noise, exact = 0.0, True
     for size in range(2, len(pasts) + 1):
-        company = _Trial(kind(graph, size, fewest), pasts[:size])
+        company = _Trial(layout, pasts[:size])
         noise = max(noise, float(np.abs(company.logits - alone.logits).max()))
         exact = exact and bool((company.column == alone.column).all())
-    return Layout(graph, kind, fewest, noise, exact)
+    return replace(layout, noise=noise, exact=exact)
+
+
+def _widest(graph: Graph) -> int:
+    """The columns that rows may have: whole units, unless the graph can take no more than its context.
+
+    Some graphs hold a mask of fixed size; a unit begun would be too much for these.
+    """
+    wanted = columns_for(graph.context - 1)
+    if wanted < graph.context:
+        return wanted
+    if wanted * graph.token_bytes > _TRIAL_BYTES:
+        return graph.context - 1
+    past = [np.zeros((1, graph.heads, wanted, graph.head_size), graph.dtype) for _ in graph.past]
+    mask = np.zeros((1, wanted + 1), graph.index_type)
+    mask[0, -1] = 1
+    one = np.zeros((1, 1), graph.index_type)
+    try:
+        graph.run(["logits"], graph.feed(one, mask, one) | dict(zip(graph.past, past, strict=True)))
+    except ModelFailed:
+        return graph.context - 1
+    return wanted
 
 
 def _tokens(graph: Graph, count: int) -> list[int]:

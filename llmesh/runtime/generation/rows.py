@@ -49,16 +49,20 @@ class Rows(Protocol):
     def again(self, row: int) -> Floats:
         """The last step of one row by itself: `[vocabulary]`, as if it had no mates."""
 
+    def last(self, row: int) -> Array:
+        """The keys and values of the row's newest token, `[tensors, heads, head_size]`."""
+
 
 class SharedRows(ABC):
     """Up to `limit` rows in one cache `[tensors, rows, heads, columns, head_size]`.
 
     `fewest` is how many rows a run has at least; a row that is alone gets an empty mate where
-    onnxruntime computes one row by another kernel than several.
+    onnxruntime computes one row by another kernel than several.  `widest` bounds the columns.
     """
 
-    def __init__(self, graph: Graph, limit: int, fewest: int) -> None:
+    def __init__(self, graph: Graph, limit: int, fewest: int, widest: int) -> None:
         self.graph = graph
+        self.widest = widest
         self.limit = limit
         self.fewest = fewest
         self.count = 0
@@ -119,7 +123,7 @@ class SharedRows(ABC):
         return np.asarray(graph.run(["logits"], feed | past)[0][0, -1], np.float32)
 
     def last(self, row: int) -> Array:
-        """The keys and values of the row's newest token, `[tensors, heads, head_size]`."""
+        """See Rows."""
         found: Array = self._cache[:, row, :, self._lengths[row] - 1]
         return found
 
@@ -141,7 +145,7 @@ class SharedRows(ABC):
 
     def _fit(self) -> None:
         """Lay the cache out anew where it has not the wanted rows and columns."""
-        columns, rows = self._columns(), rows_for(max(self.count, self.fewest))
+        columns, rows = min(self._columns(), self.widest), rows_for(max(self.count, self.fewest))
         had = self._cache.shape
         if (rows, columns) == (had[1], had[3]):
             return
@@ -197,8 +201,8 @@ class AppendedRows(SharedRows):
     by `position_ids`, or by the mask's running sum where the graph has no such input.
     """
 
-    def __init__(self, graph: Graph, limit: int, fewest: int) -> None:
-        super().__init__(graph, limit, fewest)
+    def __init__(self, graph: Graph, limit: int, fewest: int, widest: int) -> None:
+        super().__init__(graph, limit, fewest, widest)
         self._present = np.zeros(0, graph.dtype)
         self._out = self._cache
 

@@ -18,6 +18,7 @@ __all__ = ["Choice", "Chooser", "Sampling", "choose", "choose_again"]
 
 _WIDTH = 64
 """So many of the likeliest tokens settle nearly every choice; where they do not, the row is sorted whole."""
+_GROUP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,101 +83,119 @@ def choose(logits: Floats, choosers: Sequence[Chooser], noise: float) -> list[Ch
     for row, chooser in zip(logits, choosers, strict=True):
         chooser.turn()
         chooser.penalise(row)
-    found = [NO_CHOICE] * len(choosers)
-    sound = np.isfinite(logits.max(1))
-    greedy = [n for n, one in enumerate(choosers) if sound[n] and not one.drawing]
-    drawn = [n for n, one in enumerate(choosers) if sound[n] and one.drawing]
-    for n, choice in zip(greedy, _highest(logits, greedy, noise), strict=True):
-        found[n] = choice
-    for n, choice in zip(drawn, _draw(logits, drawn, choosers, noise), strict=True):
-        found[n] = choice
-    return found
+    return _choose(logits, choosers, noise)
 
 
 def choose_again(logits: Floats, chooser: Chooser) -> Choice:
     """The same choice from other logits `[vocabulary]` of the same step, written over."""
     chooser.penalise(logits)
-    pick = _draw(logits[None], [0], [chooser], 0.0) if chooser.drawing else _highest(logits[None], [0], 0.0)
-    return pick[0]
+    return _choose(logits[None], [chooser], 0.0)[0]
 
 
-def _highest(logits: Floats, rows: list[int], noise: float) -> list[Choice]:
-    if not rows:
-        return []
-    some = logits if len(rows) == len(logits) else logits[rows]
-    best = some.argmax(1)
-    if noise == 0:
-        return [Choice(int(token), False) for token in best]
-    at = np.arange(len(rows))
-    top = some[at, best]
-    some[at, best] = -np.inf
-    close = top - some.max(1) <= 2 * noise
-    some[at, best] = top
-    return [Choice(int(token), bool(near)) for token, near in zip(best, close, strict=True)]
+def _choose(logits: Floats, choosers: Sequence[Chooser], noise: float) -> list[Choice]:
+    found = [NO_CHOICE] * len(choosers)
+    best = logits.argmax(1)
+    top = logits[np.arange(len(best)), best]
+    # Not-a-number counts as the highest, so one look at the highest is enough.
+    sound = np.isfinite(top)
+    drawn = [n for n, one in enumerate(choosers) if sound[n] and one.drawing]
+    greedy = [n for n, one in enumerate(choosers) if sound[n] and not one.drawing]
+    close = _have_rivals(logits, greedy, best, 2 * noise) if noise and greedy else [False] * len(greedy)
+    for n, near in zip(greedy, close, strict=True):
+        found[n] = Choice(int(best[n]), near)
+    for n, choice in zip(drawn, _draw(logits, drawn, choosers, noise), strict=True):
+        found[n] = choice
+    return found
+
+
+def _have_rivals(logits: Floats, rows: list[int], best: Array, gap: float) -> list[bool]:
+    """Whether another token comes within `gap` of the best; the best are overwritten."""
+    tops = logits[rows, best[rows]]
+    logits[rows, best[rows]] = -np.inf
+    near: list[bool] = (tops - logits.max(1)[rows] <= gap).tolist()
+    return near
 
 
 def _draw(logits: Floats, rows: list[int], choosers: Sequence[Chooser], noise: float) -> list[Choice]:
     if not rows:
         return []
-    width = min(_WIDTH, logits.shape[1])
-    some = logits[rows]
-    likeliest = np.argpartition(some, -width, axis=1)[:, -width:]
+    some = logits if len(rows) == len(logits) else logits[rows]
+    drawing = [choosers[row] for row in rows]
+    found = _pick(some, _likeliest(some, min(_WIDTH, some.shape[1])), drawing, noise)
+    for n, choice in enumerate(found):
+        if choice is None:
+            one = some[n : n + 1]
+            found[n] = _pick(one, np.argsort(-one, axis=1, kind="stable"), drawing[n : n + 1], noise)[0]
+    return [choice or NO_CHOICE for choice in found]
+
+
+def _likeliest(logits: Floats, width: int) -> Array:
+    """Tokens of the `width` highest logits of each row, highest first, `[rows, width]`.
+
+    The highest `width` of all lie in the `width` groups with the highest maxima, wherever the
+    groups are; to look for these first is four times as fast.
+    """
+    rows, count = logits.shape
+    groups = count // _GROUP
+    if groups <= width:
+        tokens = np.broadcast_to(np.arange(count), (rows, count))
+    else:
+        maxima = logits[:, : groups * _GROUP].reshape(rows, _GROUP, groups).max(1)
+        chosen = np.argpartition(maxima, -width, axis=1)[:, -width:]
+        members = (chosen[:, None] + groups * np.arange(_GROUP)[:, None]).reshape(rows, -1)
+        rest = np.broadcast_to(np.arange(groups * _GROUP, count), (rows, count - groups * _GROUP))
+        tokens = np.concatenate([members, rest], 1)
+    values = np.take_along_axis(logits, tokens, 1)
+    kept = np.argpartition(values, -width, axis=1)[:, -width:]
+    tokens = np.take_along_axis(tokens, kept, 1)
     # Equal logits rank by token id, so that the order is the row's own.
-    likeliest.sort(axis=1)
-    values = np.take_along_axis(some, likeliest, 1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    likeliest = np.take_along_axis(likeliest, order, 1)
-    values = np.take_along_axis(values, order, 1).astype(np.float64)
-    found = []
-    for n, row in enumerate(rows):
-        chooser = choosers[row]
-        choice = _pick(values[n], likeliest[n], some[n], chooser, noise)
-        found.append(choice or _pick_from_all(some[n], chooser, noise))
+    tokens.sort(axis=1)
+    order = np.argsort(-np.take_along_axis(logits, tokens, 1), axis=1, kind="stable")
+    ranked: Array = np.take_along_axis(tokens, order, 1)
+    return ranked
+
+
+def _pick(logits: Floats, tokens: Array, choosers: Sequence[Chooser], noise: float) -> list[Choice | None]:
+    """Draw for each row from its ranked `tokens`; None where they are too few to tell."""
+    width, count = tokens.shape[1], logits.shape[1]
+    heat = np.array([[one.sampling.temperature] for one in choosers])
+    kept = np.array([min(one.sampling.top_k or count, count) for one in choosers])
+    share = np.array([one.sampling.top_p for one in choosers])
+    draw = np.array([one.draw for one in choosers])
+    values = np.take_along_axis(logits, tokens, 1).astype(np.float64)
+    weights = np.exp((values - values[:, :1]) / heat)
+    weights[np.arange(width) >= kept[:, None]] = 0
+    sums = weights.cumsum(1)
+    total = sums[:, -1].copy()
+    for n in np.flatnonzero((kept > width) & (kept == count)):
+        total[n] = np.exp((logits[n].astype(np.float64) - values[n, 0]) / heat[n]).sum()
+    border = np.where(share < 1, share * total, np.inf)
+    last = (sums < border[:, None]).sum(1)
+    mass = np.where(share < 1, sums[np.arange(len(sums)), np.minimum(last, width - 1)], total)
+    target = draw * mass
+    place = (sums <= target[:, None]).sum(1)
+    short = (kept > width) & ((kept < count) | (place >= width) | ((share < 1) & (last >= width)))
+    place = np.minimum(place, np.minimum(kept, width) - 1)
+    close = np.zeros(len(tokens), bool)
+    if noise:
+        slack = 4 * noise / heat * total[:, None]
+        close = (
+            _near(sums, target, slack) | _near(sums, border, slack) | _have_neighbours(values, place, noise)
+        )
+    return [
+        None if short[n] else Choice(int(tokens[n, place[n]]), bool(close[n])) for n in range(len(tokens))
+    ]
+
+
+def _near(sums: Array, border: Array, slack: Array) -> Array:
+    found: Array = (np.abs(sums - border[:, None]) <= slack).any(1)
     return found
 
 
-def _pick_from_all(logits: Floats, chooser: Chooser, noise: float) -> Choice:
-    order = np.argsort(-logits, kind="stable")
-    return _pick(logits[order].astype(np.float64), order, logits, chooser, noise) or NO_CHOICE
-
-
-def _pick(values: Array, tokens: Array, logits: Floats, chooser: Chooser, noise: float) -> Choice | None:
-    """Draw from tokens ranked by `values`; None where they are too few to tell."""
-    sampling, count = chooser.sampling, len(logits)
-    kept = min(sampling.top_k or count, count)
-    enough = kept <= len(values)
-    if sampling.top_k and not enough:
-        return None
-    weights = np.exp((values[:kept] - values[0]) / sampling.temperature)
-    sums = weights.cumsum()
-    total = float(sums[-1]) if enough else _mass(logits, values[0], sampling.temperature)
-    nucleus = total
-    if sampling.top_p < 1:
-        last = int(np.searchsorted(sums, sampling.top_p * total))
-        if last >= len(sums) and not enough:
-            return None
-        nucleus = float(sums[min(last, len(sums) - 1)])
-    place = int(np.searchsorted(sums, chooser.draw * nucleus, side="right"))
-    if place >= len(sums) and not enough:
-        return None
-    place = min(place, len(sums) - 1)
-    close = noise > 0 and _is_close(values, sums, total, place, chooser, noise)
-    return Choice(int(tokens[place]), close)
-
-
-def _mass(logits: Floats, top: float, temperature: float) -> float:
-    return float(np.exp((logits.astype(np.float64) - top) / temperature).sum())
-
-
-def _is_close(values: Array, sums: Array, total: float, place: int, chooser: Chooser, noise: float) -> bool:
-    """Whether a border of the draw, or a neighbour in rank, is within what `noise` can move."""
-    sampling = chooser.sampling
-    slack = 4 * noise / sampling.temperature * total
-    borders = [chooser.draw * total]
-    if sampling.top_p < 1:
-        last = min(int(np.searchsorted(sums, sampling.top_p * total)), len(sums) - 1)
-        borders = [chooser.draw * float(sums[last]), sampling.top_p * total]
-    if any(bool((np.abs(sums - border) <= slack).any()) for border in borders):
-        return True
-    ranked = values[max(place - 1, 0) : place + 2]
-    return bool((np.diff(-ranked) <= 2 * noise).any())
+def _have_neighbours(values: Array, place: Array, noise: float) -> Array:
+    """Whether the token next in rank might as well have stood in its place."""
+    steps = np.full((len(values), values.shape[1] + 1), np.inf)
+    steps[:, 1:-1] = values[:, :-1] - values[:, 1:]
+    rows = np.arange(len(values))
+    found: Array = np.minimum(steps[rows, place], steps[rows, place + 1]) <= 2 * noise
+    return found

@@ -18,6 +18,7 @@ __all__ = ["Defaults", "ModelSettings", "read_settings"]
 
 _MOST_BYTES = 32 << 20
 _MOST_CONTEXT = 1 << 20
+_LEAST_CONTEXT = 16
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -49,7 +50,7 @@ class ModelSettings:
 
 
 def read_settings(folder: Path) -> ModelSettings:
-    """Read the folder's JSON files.  Raises ValidationFailed for a malformed one, or where none has a context."""
+    """Read the folder's JSON files.  Raises ValidationFailed for a malformed one or without a context."""
     config = _read(folder / "config.json")
     generation = _read(folder / "generation_config.json")
     tokenizer = _read(folder / "tokenizer_config.json")
@@ -107,6 +108,8 @@ def _context(config: dict[str, Json], genai: dict[str, Json]) -> int:
         raise ValidationFailed(
             "config.json does not say how long the model's context is (max_position_embeddings)."
         )
+    if min(found) < _LEAST_CONTEXT:
+        raise ValidationFailed(f"A context of {min(found)} tokens is too short to generate text in.")
     # A sliding window counts columns of the cache, which are not positions in the layouts used here.
     window = _whole(config, "sliding_window") if config.get("use_sliding_window", True) else None
     return min([*found, window or _MOST_CONTEXT, _MOST_CONTEXT])

@@ -44,10 +44,10 @@ def test_rows_join_and_leave(bundle: Callable[[str], Path], kind: type[AppendedR
     """A row's logits and cache are bit for bit the same with mates of any length, moved or not."""
     graph = load(bundle("plain" if kind is AppendedRows else "grouped"))
     pasts = [graph.read([5 + n] * (3 + 11 * n), graph.empty())[1] for n in range(5)]
-    lone = kind(graph, 8, 1)
+    lone = kind(graph, 8, 1, 160)
     lone.join(pasts[2], 100)
     expected = [lone.step([token])[0].copy() for token in range(40)]
-    rows = kind(graph, 8, 1)
+    rows = kind(graph, 8, 1, 160)
     for past in pasts[:3]:
         rows.join(past, 100)
     found = [rows.step([9, 8, token])[2].copy() for token in range(10)]
@@ -67,7 +67,7 @@ def test_not_a_number_in_one_row_stays_there(bundle: Callable[[str], Path]) -> N
     graph = load(bundle("plain"))
     past = graph.read([5] * 9, graph.empty())[1]
     poison = [np.full((1, *one.shape[1:]), np.nan, one.dtype) for one in past]
-    lone, rows = AppendedRows(graph, 4, 1), AppendedRows(graph, 4, 1)
+    lone, rows = AppendedRows(graph, 4, 1, 160), AppendedRows(graph, 4, 1, 160)
     lone.join(past, 60)
     rows.join(poison, 60)
     rows.join(past, 60)
@@ -84,11 +84,40 @@ def test_a_lone_row_can_be_given_a_mate(bundle: Callable[[str], Path]) -> None:
     for kind, name in ((AppendedRows, "plain"), (InPlaceRows, "grouped")):
         graph = load(bundle(name))
         past = graph.read([5] * 9, graph.empty())[1]
-        one, two = kind(graph, 4, 1), kind(graph, 4, 2)
+        one, two = kind(graph, 4, 1, 160), kind(graph, 4, 2, 160)
         for rows in (one, two):
             rows.join(past, 60)
         for token in range(30):
             assert np.allclose(one.step([token]), two.step([token]), atol=1e-4)
+
+
+def fixed_mask(model: onnx.ModelProto) -> None:
+    """As GPT-2 has it: a table of the context's length, cut to the tokens there are."""
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(160, np.float32), "table"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "start"))
+    length = helper.make_node("Shape", ["attention_mask"], ["table_length"], start=1, end=2)
+    row = helper.make_node("Slice", ["table", "start", "table_length"], ["table_row"])
+    for n, node in enumerate(model.graph.node):
+        if node.op_type == "Where":
+            node.output[0], mask = "mask_without_table", node.output[0]
+            added = helper.make_node("Add", ["mask_without_table", "table_row"], [mask])
+            for one in (added, row, length):
+                model.graph.node.insert(n + 1, one)
+            return
+
+
+def test_a_mask_of_fixed_size_is_never_outgrown(bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    graph = changed(bundle("plain"), tmp_path / "model", fixed_mask)
+    layout = find_layout(graph, 2)
+    assert (layout.kind, layout.widest) == (AppendedRows, 159)
+    assert find_layout(load(bundle("plain")), 2).widest == 160
+    rows = layout.open_rows(2)
+    for start in (150, 20):
+        rows.join(graph.read([7] * start, graph.empty())[1], 159)
+    whole = graph.read([7] * 150 + [3] * 9, graph.empty())[0]
+    for _ in range(9):
+        logits = rows.step([3, 3])[0]
+    assert np.allclose(logits, whole, atol=1e-3)
 
 
 def test_a_cache_that_forgets_is_refused(bundle: Callable[[str], Path], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_defaults_come_from_the_generation_config(tmp_path: Path) -> None:
 
 def test_without_do_sample_the_default_is_greedy(tmp_path: Path) -> None:
     found = read_settings(
-        folder_with(tmp_path, generation_config={"temperature": 0.6}, config={"n_positions": 8})
+        folder_with(tmp_path, generation_config={"temperature": 0.6}, config={"n_positions": 16})
     )
     assert found.defaults == Defaults()
 
@@ -53,7 +53,7 @@ def test_a_sliding_window_bounds_the_context(tmp_path: Path) -> None:
 
 
 def test_templates_in_three_places(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, config={"n_ctx": 8})
+    folder = folder_with(tmp_path, config={"n_ctx": 16})
     assert read_settings(folder).template == ""
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     folder_with(folder, tokenizer_config={"chat_template": named, "bos_token": {"content": "<s>"}})
@@ -70,6 +70,7 @@ def test_what_is_not_an_object_is_named(tmp_path: Path, bad: str) -> None:
         read_settings(tmp_path)
 
 
-def test_no_context_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", [True, None, 0, -1, 8, "512"])
+def test_no_context_is_an_error(tmp_path: Path, context: Any) -> None:
     with pytest.raises(ValidationFailed, match="context"):
-        read_settings(folder_with(tmp_path, config={"max_position_embeddings": True}))
+        read_settings(folder_with(tmp_path, config={"max_position_embeddings": context}))
