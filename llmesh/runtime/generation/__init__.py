@@ -1,0 +1,1 @@
+"""Text generation inside the worker: an own decode loop over onnxruntime, with continuous batching."""
