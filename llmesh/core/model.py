@@ -14,7 +14,8 @@ RAW_TENSORS = "raw-tensors"
 TEXT_CLASSIFICATION = "text-classification"
 TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task, no secret
 EMBEDDINGS = "embeddings"
-TASKS = (RAW_TENSORS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, EMBEDDINGS)
+TEXT_GENERATION = "text-generation"
+TASKS = (RAW_TENSORS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, EMBEDDINGS, TEXT_GENERATION)
 """What a runtime can do with a graph."""
 
 EXECUTIONS = ("fp32-strict", "fp16", "int8-static", "int8-dynamic", "int4")

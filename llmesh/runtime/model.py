@@ -1,7 +1,7 @@
 """Open a bundle in the worker: which task it is for is told by its graph and its config files.
 
-In this order: `llmesh.json` (a hint that must fit), labels and `logits`, states of tokens; whatever
-else is raw tensors by name.
+In this order: `llmesh.json` (a hint that must fit), a decoder by its config, labels and `logits`,
+states of tokens; whatever else is raw tensors by name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from llmesh.core.encoding import Json
-from llmesh.core.model import EMBEDDINGS, RAW_TENSORS, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
+from llmesh.core.model import (
+    EMBEDDINGS,
+    RAW_TENSORS,
+    TASKS,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+)  # fmt: skip
 from llmesh.errors import ValidationFailed
 from llmesh.runtime.batches import BatchedModel, Task
 from llmesh.runtime.classification import TextClassifier, TokenClassifier
 from llmesh.runtime.embedding import SENTENCE_OUTPUT, TOKEN_OUTPUTS, Embedder, pooling_of
+from llmesh.runtime.generation.model import TextGenerator
 from llmesh.runtime.graph import Graph
 from llmesh.runtime.job import Model
 from llmesh.runtime.orders import Load
@@ -31,10 +39,12 @@ _MAX_TOKENIZER = 64 << 20
 
 def open_model(order: Load) -> Model[Any]:
     """Raises ValidationFailed, naming the file at fault."""
+    files = _Files(order)
+    if files.hint("task") in {None, TEXT_GENERATION} and _generates(files):
+        return TextGenerator(order)
     graph = Graph(
         Path(order.folder) / order.graph, order.graph, order.settings.threads, order.settings.provider
     )
-    files = _Files(order)
     task = files.hint("task") or _detect(graph, files)
     if not isinstance(task, str) or task not in _OPENERS:
         raise ValidationFailed(f"llmesh.json: task {str(task)[:80]!r} is none of {', '.join(TASKS)}.")
@@ -98,6 +108,12 @@ def _detect(graph: Graph, files: _Files) -> str:
             return TOKEN_CLASSIFICATION
     states = any(name in ranks for name in (SENTENCE_OUTPUT, *TOKEN_OUTPUTS))
     return EMBEDDINGS if states and given <= set(GIVEN) else RAW_TENSORS
+
+
+def _generates(files: _Files) -> bool:
+    """By the files alone, so that a large graph is not loaded to find out."""
+    decoder = _is_built(files.config, "ForCausalLM") or _is_built(files.config, "LMHeadModel")
+    return decoder or "genai_config.json" in files or files.hint("task") == TEXT_GENERATION
 
 
 def _is_built(config: dict[str, Json], ending: str) -> bool:

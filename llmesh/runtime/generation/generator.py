@@ -6,6 +6,7 @@ is accepted or it runs to its end: what it was promised of the cache nobody else
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections import deque
@@ -43,7 +44,7 @@ class Limits:
 
 
 class Generator:
-    """One model.  `submit`, `step` and `cancel` are called by one thread.
+    """One model.  `prepare` may be called at any time; the rest by one thread.
 
     Raises ValidationFailed where the folder does not hold a decoder that can be run here.
     """
@@ -59,7 +60,7 @@ class Generator:
         self._lanes = [Lane(self.layout, limits.rows) for _ in range(lanes)]
         self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
         self._waiting: deque[Job] = deque()
-        self._number = 0
+        self._numbers = itertools.count(1)  # shared by threads
 
     def close(self) -> None:
         """End the threads; what runs is forgotten."""
@@ -75,10 +76,11 @@ class Generator:
         """Whether a step would do nothing."""
         return not self._waiting and not any(lane.running for lane in self._lanes)
 
-    def submit(self, request: GenerationRequest) -> JobId:
-        """Accept a request, or raise: ValidationFailed for a bad one, NodeBusy where the queue is full."""
-        if len(self._waiting) >= self._limits.waiting:
-            raise NodeBusy(f"{len(self._waiting)} requests wait for this model already.", retry_after=1.0)
+    def prepare(self, request: GenerationRequest) -> Job:
+        """A job that fits, or ValidationFailed for a request that does not.
+
+        It changes nothing and may be called by another thread while this one steps.
+        """
         prompt = self._read_request(request)
         job = self._job(request, prompt, self._most_tokens(request, len(prompt)))
         wanted, there = cache_bytes(self._graph, [job]), self._limits.cache_bytes
@@ -87,7 +89,18 @@ class Generator:
                 f"max_tokens: {len(prompt)} tokens of prompt and {job.most} of answer take {wanted} bytes"
                 f" of cache, and this node has {there}."
             )
+        return job
+
+    def add(self, job: Job) -> None:
+        """Queue a prepared job; its prompt is read by one of the next steps."""
         self._waiting.append(job)
+
+    def submit(self, request: GenerationRequest) -> JobId:
+        """Prepare and add; NodeBusy where the queue is full."""
+        if len(self._waiting) >= self._limits.waiting:
+            raise NodeBusy(f"{len(self._waiting)} requests wait for this model already.", retry_after=1.0)
+        job = self.prepare(request)
+        self.add(job)
         return job.id
 
     def cancel(self, job: JobId) -> None:
@@ -135,9 +148,8 @@ class Generator:
         return request.max_tokens
 
     def _job(self, request: GenerationRequest, prompt: list[int], most: int) -> Job:
-        self._number += 1
         return Job(
-            JobId(self._number),
+            JobId(next(self._numbers)),
             prompt,
             most,
             self._settings.ends,
