@@ -28,6 +28,8 @@ BOUND = 8.0
 """Seconds for one operation of the hash table."""
 BETWEEN = 1.0
 """Seconds between two keys: a holder takes ten of one sender in ten seconds."""
+DELAY = 2.0, 12.0
+"""Seconds before a change is stored: gossip is faster, and nodes that look up all at once stall."""
 SETTLE = 60.0
 """Seconds between two rounds: changes meanwhile are stored together."""
 
@@ -55,9 +57,10 @@ class EntryPoints:
             self._changed.set()
 
     async def run(self) -> None:
-        """Store at once, when something changes, in every epoch and every few hours."""
+        """Store soon after a change, in every epoch and every few hours."""
         while True:
             await self._changed.wait()
+            await trio.sleep(self._rng.uniform(*DELAY))
             self._changed = trio.Event()
             await self.store()
             await trio.sleep(SETTLE)

@@ -30,7 +30,9 @@ __all__ = ["Session"]
 log = logging.getLogger(__name__)
 
 GREETING = 10.0
-PING_AFTER = 5.0
+# At rest one side asks and the other answers: with equal patience both would ask at the same time.
+PING_AFTER = 6.0
+PING_AFTER_OF_ACCEPTOR = 7.5
 DEAD_AFTER = 15.0
 CLOSING = 2.0
 MAX_ID = (1 << 32) - 1
@@ -176,14 +178,15 @@ class Session:
         if not self._greeted.is_set():
             raise NetworkError(f"The peer said no hello in {GREETING:.0f} s.")
         self._ping()
+        patience = PING_AFTER if self.initiator else PING_AFTER_OF_ACCEPTOR
         # Instants are compared, not differences: those round, and a clock that jumps from deadline to
         # deadline would then never pass one.
         while (now := trio.current_time()) < self._heard + DEAD_AFTER:
-            if now < self._heard + PING_AFTER:
-                await trio.sleep_until(self._heard + PING_AFTER)
+            if now < self._heard + patience:
+                await trio.sleep_until(self._heard + patience)
             else:
                 self._ping()
-                await trio.sleep_until(min(now + PING_AFTER, self._heard + DEAD_AFTER))
+                await trio.sleep_until(min(now + patience, self._heard + DEAD_AFTER))
         raise NetworkError(f"The peer was silent for {DEAD_AFTER:.0f} s.")
 
     def _ping(self) -> None:

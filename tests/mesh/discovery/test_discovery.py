@@ -221,7 +221,7 @@ async def test_find_asks_peers_and_a_lone_node_asks_the_hash_table(
         first = await m.node(0)
         second = await m.node(1, first)
         second.announcer.offer(m.offer())
-        await trio.sleep(10)
+        await trio.sleep(20)
         lone = await m.node(2)
         await lone.discovery.find(ModelRef(NAME))
         assert lone.providers() == {second.peer_id}
