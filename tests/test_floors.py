@@ -32,7 +32,8 @@ DOORS = {
     "onnxruntime": ("llmesh/runtime/",),
     "tokenizers": ("llmesh/runtime/",),
     "numpy": ("llmesh/runtime/",),
-    "google": ("llmesh/wire/",),
+    "onnx": ("llmesh/runtime/scan.py",),
+    "google": ("llmesh/wire/", "llmesh/runtime/scan.py"),  # an ONNX file is a protobuf message
     "nacl": ("llmesh/crypto.py",),
     "coincurve": ("llmesh/crypto.py",),
     "quart": ("llmesh/gateway/",),

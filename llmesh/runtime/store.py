@@ -70,28 +70,30 @@ class Store:
         """All models, the longest unused first."""
         return sorted(map(_stored, self._models.iterdir()), key=lambda stored: stored.used_at)
 
-    async def add(self, path: Path) -> Bundle:
+    async def add(self, path: Path, graph: str | None = None) -> Bundle:
         """Copy a folder, an `.onnx` file with what belongs to it, or an archive of a folder.
 
+        Of several graphs in it, `graph` names the one to run (see `read_bundle`).
         Adding what is there changes nothing.  Raises ValidationFailed for what is no bundle,
         TooLarge over the quota, Conflict where the disk is full.
         """
         if await trio.Path(path).is_dir() or path.suffix == ".onnx":
-            source = await read_bundle(path)
+            source = await read_bundle(path, graph)
+            graph = source.graph
             if not await trio.Path(self._folder(source.id)).is_dir():
                 self._check_room(sum(file.size for file in source.files), source.id)
-            return await self._write(lambda folder: _copy(source, folder))
+            return await self._write(lambda folder: _copy(source, folder), graph)
         if not await trio.Path(path).is_file():
             raise ValidationFailed(f"{path} is neither a folder, an .onnx file nor an archive.")
         limits = ArchiveLimits(size=max(0, self._quota - self._taken()))
-        return await self._write(lambda folder: unpack(path, folder, limits))
+        return await self._write(lambda folder: unpack(path, folder, limits), graph)
 
-    async def open(self, model: ModelId) -> Bundle:
+    async def open(self, model: ModelId, graph: str | None = None) -> Bundle:
         """The bundle, hashed anew.  Raises ModelNotFound, ValidationFailed where it was altered."""
         folder = self._folder(model)
         if not folder.is_dir():
             raise ModelNotFound(f"The model {model} is not in this node's store.")
-        bundle = await read_bundle(folder)
+        bundle = await read_bundle(folder, graph)
         if bundle.id != model:
             raise ValidationFailed(f"The stored files of {model} were altered; remove it and add it again.")
         os.utime(folder)
@@ -158,13 +160,13 @@ class Store:
             await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
             return adopted
 
-    async def _write(self, fill: Callable[[Path], None]) -> Bundle:
+    async def _write(self, fill: Callable[[Path], None], graph: str | None) -> Bundle:
         async with self._writing:
             staged = Path(tempfile.mkdtemp(dir=self._staging))
             try:
                 with disk_faults():
                     await trio.to_thread.run_sync(fill, staged)
-                return await self._publish(staged, await read_bundle(_only_folder(staged)))
+                return await self._publish(staged, await read_bundle(_only_folder(staged), graph))
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(lambda: shutil.rmtree(staged, ignore_errors=True))
