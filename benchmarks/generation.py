@@ -27,7 +27,7 @@ from llmesh.runtime.generation.lane import Piece
 from llmesh.runtime.generation.request import GenerationRequest
 
 ROOT = Path(__file__).parent.parent
-PROMPT = "给我讲个故事"
+PROMPT = "给我讲个故事 / Tell me a long story about a fox."
 TOKENS = 128
 BATCHES = (1, 4, 8, 16)
 

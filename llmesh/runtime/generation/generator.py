@@ -29,6 +29,8 @@ __all__ = ["Generator", "Limits"]
 
 _SMALL_MODEL = 48 << 20
 """Weights that stay in a core's cache: there cores that share out rows beat cores that share out a row."""
+_ANSWER_TOKENS = 512
+"""The longest answer where neither the request nor the model says how long it may be."""
 _PROMPT_TOKENS = 256
 """So many prompt tokens are read between two steps, so that running rows do not wait long for joiners."""
 
@@ -139,7 +141,7 @@ class Generator:
     def _most_tokens(self, request: GenerationRequest, length: int) -> int:
         room = self.context - length
         if request.max_tokens is None:
-            return min(room, self._settings.defaults.max_tokens or room)
+            return min(room, self._settings.defaults.max_tokens or _ANSWER_TOKENS)
         if request.max_tokens > room:
             raise ValidationFailed(
                 f"max_tokens: {request.max_tokens} more tokens after a prompt of {length} do not fit"
