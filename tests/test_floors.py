@@ -32,6 +32,8 @@ DOORS = {
     "onnxruntime": ("llmesh/runtime/",),
     "tokenizers": ("llmesh/runtime/",),
     "numpy": ("llmesh/runtime/",),
+    "jinja2": ("llmesh/runtime/",),
+    "rich": ("llmesh/node/",),
     "onnx": ("llmesh/runtime/scan.py",),
     "google": ("llmesh/wire/", "llmesh/runtime/scan.py"),  # an ONNX file is a protobuf message
     "nacl": ("llmesh/crypto.py",),

@@ -48,12 +48,17 @@ class Provider:
         self._runtime = runtime
         self._ledger = ledger
         self._offers: dict[ModelId, Offer] = {}
+        self._bundles: dict[ModelId, Bundle] = {}
         self._admission = Admission(limits)
 
     @property
     def offers(self) -> tuple[Offer, ...]:
         """What is on offer now, the latest last."""
         return tuple(self._offers.values())
+
+    def bundle(self, model: ModelId) -> Bundle | None:
+        """Where the files of a model on offer are; None for one that is not."""
+        return self._bundles.get(model) if model in self._offers else None
 
     @property
     def running(self) -> int:
@@ -71,6 +76,7 @@ class Provider:
         self._check_card(bundle.id, card)  # another may have come while it loaded
         self._offers.pop(info.id, None)
         offer = self._offers[info.id] = Offer(info.id, card, info.task, fee)
+        self._bundles[info.id] = bundle
         return offer
 
     async def remove(self, model: ModelId) -> None:
@@ -80,6 +86,7 @@ class Provider:
         """
         if self._offers.pop(model, None) is None:
             raise _not_here(model)
+        self._bundles.pop(model, None)
         await self._runtime.unload(model)
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ from typing import Annotated, TypedDict, get_type_hints
 
 from llmesh.core.amount import Amount
 from llmesh.node import values
-from llmesh.node.values import Deployment
+from llmesh.node.values import Deployment, Replication
 
 __all__ = ["OPTIONS", "NodeConfig", "NodeOptions", "Option"]
 
@@ -115,9 +115,50 @@ class NodeConfig:
             shown="none",
         ),
     ] = ()
+    replicate: Annotated[
+        tuple[Replication, ...],
+        Option(
+            "Model of the mesh to fetch from the peers that have it, verify and serve too, at their fee or"
+            " another.",
+            values.replication,
+            "REF[,fee=F]",
+            repeated=True,
+            shown="none",
+        ),
+    ] = ()
     demo: Annotated[
-        bool, Option("Serve the demo model, sentiment-analyzer, too.", values.switch, shown="off")
+        bool,
+        Option("Serve the demo models, sentiment-analyzer and gpt-mini, too.", values.switch, shown="off"),
     ] = False
+    threads: Annotated[
+        int | None,
+        Option("Threads that each model runs on.", values.threads, "N", shown="half of the cores"),
+    ] = None
+    provider: Annotated[
+        str,
+        Option("What runs the models' graphs: cpu or cuda.", values.choice("cpu", "cuda"), "NAME"),
+    ] = "cpu"
+    require_sandbox: Annotated[
+        str,
+        Option(
+            "Refuse models that this machine cannot lock in so far: none, limits, filtered or confined.",
+            values.choice("none", "limits", "filtered", "confined"),
+            "LEVEL",
+        ),
+    ] = "none"
+    store_quota: Annotated[
+        int,
+        Option("Gigabytes that this node's copies of models may take.", values.size, "GB", shown="64"),
+    ] = 64 * 10**9
+    transfer_rate: Annotated[
+        float | None,
+        Option(
+            "Megabytes per second that fetching models, and handing them out, may take each.",
+            values.rate,
+            "MB/S",
+            shown="no limit",
+        ),
+    ] = None
     mdns: Annotated[bool, Option("Find nodes on the local network by mDNS.", values.switch, shown="on")] = (
         True
     )
@@ -148,6 +189,12 @@ class NodeOptions(TypedDict, total=False):
     stake: int | float | str | Decimal | Amount
     min_stake: int | float | str | Decimal | Amount
     deploy: Sequence[str | Path | Deployment]
+    replicate: Sequence[str | Replication]
     demo: bool
+    threads: int
+    provider: str
+    require_sandbox: str
+    store_quota: int | float
+    transfer_rate: int | float
     mdns: bool
     log_level: str

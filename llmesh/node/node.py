@@ -18,12 +18,14 @@ from llmesh.core.amount import Amount
 from llmesh.core.encoding import Value
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Result
+from llmesh.core.reference import ModelRef
 from llmesh.node.extra import missing_extra
 from llmesh.node.faults import STOPPED, NodeStateError
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from llmesh.mesh.download import Report
     from llmesh.node.bridge import Bridge
     from llmesh.node.config import NodeConfig, NodeOptions
     from llmesh.node.running import Node
@@ -91,20 +93,35 @@ class MeshNode:
 
     async def deploy_model(
         self,
-        model_path: str | Path,
+        model_path: str | Path | bytes,
         name: str | None = None,
         fee: str | float | Decimal | Amount = 0,
         version: str = "1.0.0",
         description: str = "",
     ) -> ModelId:
-        """Serve a model to the mesh: a folder, or a `.onnx` file; without a name it takes the folder's.
+        """Serve a model to the mesh: a folder, an `.onnx` file, or a `.zip` or `.tar` of a folder.
 
-        `fee` is MESH per inference.  Raises ValidationFailed for what is not a model, InsufficientStake
-        below the mesh's minimum, Conflict where another model has the name and version here.
+        `model_path` may also be the bytes of such a file.  Without a name it takes the folder's.  `fee`
+        is MESH per inference.  Raises ValidationFailed for what is not a model, InsufficientStake
+        below the mesh's minimum, Conflict where another model has the name and version here, TooLarge
+        where the store is full.
         """
         amount = Amount.parse(fee)
+        source = model_path if isinstance(model_path, bytes) else Path(model_path)
         _, node = self._running()
-        return await self._call(lambda: node.deploy(Path(model_path), name, amount, version, description))
+        return await self._call(lambda: node.deploy(source, name, amount, version, description))
+
+    async def fetch_model(self, ref: str, report: Report | None = None) -> ModelId:
+        """Fetch a model of the mesh into this node's store, verified, from all peers that have it.
+
+        `ref` is `name`, `name:version` or `name@id`.  `report` hears of the progress, in the node's
+        thread: bytes done and in all, bytes per second, sources.  Cancelled or killed, the next call
+        goes on where this one ended.  Raises ModelNotFound, NodeUnreachable, NodeBusy, TooLarge over
+        the store's quota, Conflict where the disk is full.
+        """
+        wanted = ModelRef.parse(ref)
+        _, node = self._running()
+        return await self._call(lambda: node.fetch(wanted, report or _ignore))
 
     async def request_inference(
         self,
@@ -164,6 +181,10 @@ class MeshNode:
 
     async def _call(self, work: Callable[[], Awaitable[R]]) -> R:
         return await self._running()[0].call(work)
+
+
+def _ignore(_: object) -> None:
+    """Nobody wants to know."""
 
 
 @asynccontextmanager

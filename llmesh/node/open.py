@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from functools import partial
 from random import SystemRandom
 
@@ -18,7 +19,7 @@ from llmesh.core.directory import Bounds
 from llmesh.core.exchange import Event
 from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt
-from llmesh.demo import SENTIMENT_ANALYZER
+from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, ValidationFailed
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.guard import Guard
@@ -26,15 +27,18 @@ from llmesh.gateway.server import serve
 from llmesh.ledger.memory import MemoryLedger
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
+from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router
-from llmesh.net import inference, reachability
+from llmesh.mesh.seeder import open_seeder
+from llmesh.net import artifact, inference, reachability
 from llmesh.net.host import Host
 from llmesh.net.libp2p.addresses import peer_address
 from llmesh.net.libp2p.host import open_libp2p_host
 from llmesh.net.libp2p.mdns import open_mdns
+from llmesh.net.throttle import Throttle
 from llmesh.node.config import NodeConfig
 from llmesh.node.drain import Drain
 from llmesh.node.faults import StartRefused, lone_errors
@@ -42,6 +46,9 @@ from llmesh.node.home import Home, open_home
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
 from llmesh.node.values import Deployment
+from llmesh.runtime.sandbox import SandboxLevel
+from llmesh.runtime.settings import WorkerSettings
+from llmesh.runtime.store import Store, open_store
 from llmesh.runtime.workers import open_worker_runtime
 
 __all__ = ["BUDGET", "open_node"]
@@ -51,7 +58,7 @@ BUDGET = 5.0
 GRACE = 2.0
 WITHDRAWAL = 0.5
 
-_DEMO = Deployment(SENTIMENT_ANALYZER, "sentiment-analyzer")
+_DEMO = (Deployment(SENTIMENT_ANALYZER, "sentiment-analyzer"), Deployment(GPT_MINI, "gpt-mini"))
 
 
 @asynccontextmanager
@@ -114,8 +121,10 @@ async def _withdrawing(announcer: Announcer) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIterator[Rooms]:
     ledger = MemoryLedger()
+    store = await _open_store(config, home)
+    throttle = Throttle(config.transfer_rate)
     async with (
-        open_worker_runtime() as runtime,
+        open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
     ):
         await ledger.bond(host.peer_id, config.stake)
@@ -127,16 +136,33 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 lambda peer, asked: dial_backs.dial_back(peer, asked)
             ),
         }
-        async with open_discovery(host, handlers, _settings(config)) as discovery:
+        async with (
+            open_seeder(provider.bundle) as seeder,
+            open_discovery(
+                host,
+                handlers | {artifact.PROTOCOL: artifact.handler(seeder.serve, throttle)},
+                _settings(config),
+            ) as discovery,
+        ):
             dial_backs = DialBacks(host, discovery.sessions)
+            reputation = Reputation(discovery.is_down)
             rooms = Rooms(
                 host=host,
                 ledger=ledger,
                 discovery=discovery,
                 provider=provider,
                 announcer=_announcer(config, home, host, discovery),
-                router=Router(provider, discovery.sessions, discovery, Reputation(discovery.is_down)),
+                router=Router(provider, discovery.sessions, discovery, reputation),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
+                store=store,
+                fetcher=Fetcher(
+                    host.peer_id,
+                    store,
+                    discovery.sessions,
+                    discovery,
+                    reputation,
+                    Throttle(config.transfer_rate),
+                ),
             )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(rooms.announcer.run)
@@ -145,6 +171,18 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                     nursery.start_soon(_meet_neighbours, host, discovery)
                 yield rooms
                 nursery.cancel_scope.cancel()
+
+
+async def _open_store(config: NodeConfig, home: Home) -> Store:
+    try:
+        return await open_store(home.folder / "store", config.store_quota)
+    except OSError as error:
+        raise StartRefused(f"The store {home.folder / 'store'} cannot be used: {error.strerror}.") from error
+
+
+def _worker_settings(config: NodeConfig) -> WorkerSettings:
+    settings = WorkerSettings(provider=config.provider, require=SandboxLevel[config.require_sandbox.upper()])
+    return replace(settings, threads=config.threads) if config.threads else settings
 
 
 @asynccontextmanager
@@ -173,7 +211,7 @@ def _announcer(config: NodeConfig, home: Home, host: Host, discovery: Discovery)
 
 async def _deploy(config: NodeConfig, node: Node) -> None:
     """The models to serve from the start.  Raises StartRefused for one that will not do."""
-    for model in (*([_DEMO] if config.demo else []), *config.deploy):
+    for model in (*(_DEMO if config.demo else ()), *config.deploy):
         try:
             await node.deploy(model.path, model.name, model.fee)
         except MeshError as error:

@@ -11,14 +11,21 @@ from contextlib import suppress
 
 import trio
 
+from llmesh.errors import MeshError, ModelNotFound
 from llmesh.node.banner import banner, reachability_line
 from llmesh.node.config import NodeConfig
 from llmesh.node.faults import lone_errors
 from llmesh.node.open import open_node
+from llmesh.node.progress import shown
 from llmesh.node.running import Node
 from llmesh.node.telemetry import log_to_stderr
+from llmesh.node.values import Replication
 
 __all__ = ["run_node"]
+
+REPLICATION_PAUSE = 2.0
+MAX_REPLICATION_PAUSE = 60.0
+"""Seconds between tries to fetch a model that nobody gives yet."""
 
 
 def run_node(config: NodeConfig) -> None:
@@ -36,7 +43,9 @@ async def _main(config: NodeConfig) -> None:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as running:
                 nursery.start_soon(_obey, signals, running)
-                async with open_node(config) as node:
+                async with open_node(config) as node, trio.open_nursery() as copying:
+                    for replication in config.replicate:
+                        copying.start_soon(_replicate, node, replication)
                     await _tell(node)
             nursery.cancel_scope.cancel()
 
@@ -46,6 +55,25 @@ async def _obey(signals: AsyncIterable[int], running: trio.CancelScope) -> None:
         if running.cancel_called:
             os._exit(128 + number)  # asked twice: the system takes back what is still open
         running.cancel()
+
+
+async def _replicate(node: Node, wanted: Replication) -> None:
+    """Fetch a model and serve it; until somebody offers it, look again now and then."""
+    pause = REPLICATION_PAUSE
+    while True:
+        try:
+            with shown(str(wanted.ref)) as report:
+                model = await node.replicate(wanted.ref, wanted.fee, report)
+        except MeshError as error:
+            if not error.try_next() and not isinstance(error, ModelNotFound):
+                _say(f"{wanted.ref} cannot be replicated: {error.message} {error.next_step}")
+                return
+            _say(f"{wanted.ref} is not here yet: {error.message} Next try in {pause:.0f} s.")
+            await trio.sleep(pause)
+            pause = min(2 * pause, MAX_REPLICATION_PAUSE)
+        else:
+            _say(f"{wanted.ref} is fetched, verified and served here too (model {model}).")
+            return
 
 
 async def _tell(node: Node) -> None:

@@ -16,18 +16,22 @@ from llmesh.core.encoding import Json, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
-from llmesh.core.reference import ModelRef
-from llmesh.errors import MeshError, ValidationFailed
+from llmesh.core.reference import ModelRef, model_name
+from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.status import NodeStatus
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
+from llmesh.mesh.download import Report
+from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
-from llmesh.runtime.bundle import Bundle, read_bundle
+from llmesh.runtime.bundle import Bundle
+from llmesh.runtime.deposit import deposit
+from llmesh.runtime.store import Store
 
 __all__ = ["Node", "Rooms"]
 
@@ -45,6 +49,8 @@ class Rooms:
     announcer: Announcer
     router: Router
     reachability: Reachability
+    store: Store
+    fetcher: Fetcher
 
 
 class Node:
@@ -82,21 +88,43 @@ class Node:
 
     async def deploy(
         self,
-        path: Path,
+        source: Path | bytes,
         name: str | None = None,
         fee: Amount | None = None,
         version: str = "1.0.0",
         description: str = "",
     ) -> ModelId:
-        """Serve a model from now on and announce it; without a name it takes that of its folder.
+        """Copy a model into the store, serve it from now on and announce it.
 
-        A model that is served already gets the new name and fee.  Raises InsufficientStake,
-        ValidationFailed, Conflict; then, and when cancelled, what is served stays as it was.
+        `source` is a folder, an `.onnx` file or an archive of a folder, as a path or its bytes; without
+        a name the model takes that of its path.  One that is served already gets the new name and fee.
+        Raises InsufficientStake, ValidationFailed, Conflict, TooLarge; then, and when cancelled, what
+        is served stays as it was.
         """
-        card = Card(name or _name_of(path), version, description)
-        bundle = await read_bundle(path)
+        named = name or (_name_of(source) if isinstance(source, Path) else "")
+        card = Card(model_name(named), version, description)
+        return await self._serve(await deposit(self._rooms.store, source), card, fee or _FREE)
+
+    async def fetch(self, ref: ModelRef, report: Report) -> ModelId:
+        """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`."""
+        return (await self._rooms.fetcher.fetch(ref, report)).id
+
+    async def replicate(self, ref: ModelRef, fee: Amount | None, report: Report) -> ModelId:
+        """Fetch a model and serve it too, under the name and, if none is given, at the fee of its offer.
+
+        Raises what `fetch` and `deploy` raise, and ModelNotFound where nobody offers it.
+        """
+        model = await self.fetch(ref, report)
+        found = [offer for offer, _ in self._rooms.discovery.lookup(ModelRef("", id=model))]
+        if not found:
+            raise ModelNotFound(f"Nobody offers {ref} any more; its files are in the store.")
+        cheapest = min(found, key=lambda offer: offer.fee)
+        bundle = await self._rooms.store.open(model)
+        return await self._serve(bundle, cheapest.card, cheapest.fee if fee is None else fee)
+
+    async def _serve(self, bundle: Bundle, card: Card, fee: Amount) -> ModelId:
         before = {offer.model_id: offer for offer in self.offers}.get(bundle.id)
-        offer = await self._rooms.provider.deploy(bundle, card, fee or _FREE)
+        offer = await self._rooms.provider.deploy(bundle, card, fee)
         try:
             self._announce(offer, before)
         except MeshError:

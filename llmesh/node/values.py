@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmesh.core.amount import Amount
-from llmesh.core.reference import model_name
+from llmesh.core.reference import ModelRef, model_name
 from llmesh.errors import ValidationFailed
 from llmesh.net.libp2p.addresses import endpoint, peer_address
 
 __all__ = [
     "Deployment",
+    "Replication",
     "amount",
     "bootstrap_address",
     "choice",
@@ -27,7 +28,11 @@ __all__ = [
     "hostname",
     "listen_address",
     "port",
+    "rate",
+    "replication",
+    "size",
     "switch",
+    "threads",
 ]
 
 _SWITCH = {
@@ -51,6 +56,14 @@ class Deployment:
     path: Path
     name: str | None = None
     fee: Amount = _NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """A model of the mesh to fetch and serve too; without a fee, at that of the offer it is found by."""
+
+    ref: ModelRef
+    fee: Amount | None = None
 
 
 def port(value: object) -> int:
@@ -129,6 +142,45 @@ def deployment(value: object) -> Deployment:
         given[key] = text
     name = model_name(given["name"]) if "name" in given else None
     return Deployment(folder(path), name, Amount.parse(given.get("fee", "0")))
+
+
+def replication(value: object) -> Replication:
+    """`REF[,fee=F]`, or a Replication; REF is `name`, `name:version` or `name@id`."""
+    if isinstance(value, Replication):
+        return value
+    ref, comma, setting = _text(value).partition(",")
+    key, _, fee = setting.partition("=")
+    if comma and (key != "fee" or not fee):
+        raise ValidationFailed(f"A replication is REF[,fee=F]; {setting[:80]!r} is no fee.")
+    return Replication(ModelRef.parse(ref), Amount.parse(fee) if comma else None)
+
+
+def threads(value: object) -> int:
+    """How many threads each model runs on."""
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise ValidationFailed(f"This must be a whole number of threads from 1, not {text[:40]!r}.")
+    return int(text)
+
+
+def size(value: object) -> int:
+    """Bytes, from a number of gigabytes (10**9)."""
+    return int(_positive(value) * 10**9)
+
+
+def rate(value: object) -> float:
+    """Bytes per second, from a number of megabytes (10**6) per second."""
+    return _positive(value) * 10**6
+
+
+def _positive(value: object) -> float:
+    try:
+        number = float(str(value)) if not isinstance(value, bool) else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e9:
+        raise ValidationFailed(f"This must be a number above 0, not {str(value)[:40]!r}.")
+    return number
 
 
 def choice(*words: str) -> Callable[[object], str]:
