@@ -68,6 +68,10 @@ class Announcement:
     issued_at: int
     expires_at: int
 
+    def renews(self, before: Announcement) -> bool:
+        """Whether this says the same as the one before, only later."""
+        return (self.addresses, self.offers, self.stake) == (before.addresses, before.offers, before.stake)
+
 
 @dataclass(frozen=True, slots=True)
 class SignedAnnouncement:

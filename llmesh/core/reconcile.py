@@ -8,13 +8,14 @@ Pure functions over a Directory; whoever calls them moves the messages.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from llmesh.core.announcement import SignedAnnouncement, author_of, read_announcement
 from llmesh.core.directory import Cursor, Directory, Verdict, fingerprint
 from llmesh.core.ids import PeerId
 from llmesh.core.query import Answer, Get, News, Record, Search, Sync
 
-__all__ = ["answer", "changes_to_name", "news_of", "take"]
+__all__ = ["Learnt", "answer", "changes_to_name", "news_of", "take"]
 
 BATCH = 48 << 10
 """Bytes of records in one message: fits one frame of the session."""
@@ -24,16 +25,27 @@ MAX_FOUND = 100
 """Records in the answer to one Search."""
 
 
-def take(directory: Directory, record: Record, giver: PeerId, now: float) -> SignedAnnouncement | None:
-    """Put a record that `giver` sent into the directory; what it said, if it was new and is taken.
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A record that was new to us; a `renewal` says nothing that was not known."""
+
+    record: SignedAnnouncement
+    renewal: bool
+
+
+def take(directory: Directory, record: Record, giver: PeerId, now: float) -> Learnt | None:
+    """Put a record that `giver` sent into the directory; None if it was not new or is not wanted.
 
     A record that is not newer than the one held is not verified.  Raises ValidationFailed for one
     that is forged, malformed or expired.
     """
-    if directory.judge(*author_of(record.payload)) is not Verdict.NEW:
+    author, sequence = author_of(record.payload)
+    if directory.judge(author, sequence) is not Verdict.NEW:
         return None
-    signed = read_announcement(record.payload, record.signature, now=now)
-    return signed if directory.add(signed, now, giver) is Verdict.NEW else None
+    signed, before = read_announcement(record.payload, record.signature, now=now), directory.get(author, now)
+    if directory.add(signed, now, giver) is not Verdict.NEW:
+        return None
+    return Learnt(signed, before is not None and signed.announcement.renews(before.announcement))
 
 
 def changes_to_name(directory: Directory, since: Cursor | None, now: float) -> tuple[bytes, ...]:

@@ -21,7 +21,7 @@ from llmesh.core.directory import Bounds, Directory
 from llmesh.core.ids import PeerId
 from llmesh.core.peering import Pace
 from llmesh.core.query import Answer, News, Parting, Query, Record, Search
-from llmesh.core.reconcile import answer, take
+from llmesh.core.reconcile import Learnt, answer, take
 from llmesh.core.reference import ModelRef
 from llmesh.errors import NodeBusy, ValidationFailed
 from llmesh.mesh.entrypoints import EntryPoints
@@ -118,10 +118,15 @@ class Discovery:
         self._peers.met(contact)
 
     def publish(self, record: SignedAnnouncement) -> None:
-        """Make our own announcement known; waits for nobody."""
+        """Make our own announcement known; waits for nobody.
+
+        A mere renewal is left to Sync: it has minutes, and costs each node its bytes once.
+        """
+        before = self.directory.held(self._own)
         self.directory.add(record, self.clock())
-        self._gossip.spread(record)
         self._entry_points.publish(record)
+        if before is None or not record.announcement.renews(before.announcement):
+            self._gossip.spread(record)
 
     async def withdraw(self, record: SignedAnnouncement) -> None:
         """Tell every peer, then the hash table, that we offer nothing more; the caller bounds the wait."""
@@ -165,11 +170,11 @@ class Discovery:
             for task in (self._peers.run, self._sync.run, self._entry_points.run, self._expire):
                 nursery.start_soon(task)
 
-    def _take(self, record: Record, giver: PeerId) -> SignedAnnouncement | None:
-        signed = take(self.directory, record, giver, self.clock())
-        if signed is not None:
-            self._peers.renewed(signed.announcement)
-        return signed
+    def _take(self, record: Record, giver: PeerId) -> Learnt | None:
+        learnt = take(self.directory, record, giver, self.clock())
+        if learnt is not None:
+            self._peers.renewed(learnt.record.announcement.peer_id)
+        return learnt
 
     async def _expire(self) -> None:
         while True:

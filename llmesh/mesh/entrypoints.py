@@ -51,9 +51,9 @@ class EntryPoints:
         self._changed = trio.Event()
 
     def publish(self, record: SignedAnnouncement) -> None:
-        """Store this node's announcement from now on; a mere renewal can wait for the next round."""
+        """Store this node's announcement from now on; a mere renewal waits for the next round."""
         before, self._record = self._record, record
-        if before is None or _says(before.announcement) != _says(record.announcement):
+        if before is None or not record.announcement.renews(before.announcement):
             self._changed.set()
 
     async def run(self) -> None:
@@ -101,7 +101,3 @@ class EntryPoints:
 def _texts(announcement: Announcement) -> list[str]:
     names = [offer.card.name for offer in announcement.offers]
     return list(dict.fromkeys([*names, *(offer.model_id for offer in announcement.offers)]))
-
-
-def _says(announcement: Announcement) -> tuple[object, ...]:
-    return (announcement.addresses, announcement.offers)

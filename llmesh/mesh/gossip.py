@@ -19,6 +19,7 @@ from llmesh.core.directory import Directory, Verdict
 from llmesh.core.ids import PeerId
 from llmesh.core.peering import Pace
 from llmesh.core.query import Get, Hint, News, Record
+from llmesh.core.reconcile import Learnt
 from llmesh.errors import ValidationFailed
 from llmesh.net.directory import ask, lenient, tell
 from llmesh.net.sessions import Sessions
@@ -27,12 +28,12 @@ __all__ = ["BURST", "PERIOD", "Gossip", "Take"]
 
 log = logging.getLogger(__name__)
 
-Take: TypeAlias = Callable[[Record, PeerId], SignedAnnouncement | None]
-"""Puts a record that a peer gave into the directory; what it says, if it was new.
+Take: TypeAlias = Callable[[Record, PeerId], Learnt | None]
+"""Puts a record that a peer gave into the directory; what was learnt, if it was new.
 
 Raises ValidationFailed for a bad one."""
 
-EAGER = 2
+EAGER = 3
 """Peers that get a record unasked."""
 SMALL = 1024
 """Bytes of payload up to which a record is sent unasked."""
@@ -40,7 +41,7 @@ BURST, PERIOD = 10, 10.0
 """Changes of one provider that are passed on at once, and seconds for each further one."""
 BATCH = 32
 """Changes in one message."""
-GATHER = 0.02
+GATHER = 0.01
 """Seconds in which changes are gathered into one message."""
 TELLING = 10.0
 _FETCHING = 3.0
@@ -113,7 +114,7 @@ class Gossip:
         self._knows(giver, news.hints)
         if any(self._wants(hint) for hint in news.hints):
             # The record may be on its way from someone else.
-            await trio.sleep(self._rng.uniform(0.05, 0.15))
+            await trio.sleep(self._rng.uniform(0.03, 0.1))
             await self._fetch(news.hints, giver)
 
     def _next_news(self, feed: _Feed) -> News:
@@ -141,8 +142,9 @@ class Gossip:
             self._knows(giver, (Hint(author, sequence),))
             if not self._wants(Hint(author, sequence)) or not self._givers.take(giver, now):
                 return
-            if (signed := self._take(record, giver)) is not None and self._origins.take(author, now):
-                self.spread(signed, giver)
+            learnt = self._take(record, giver)
+            if learnt is not None and self._origins.take(author, now):
+                self.spread(learnt.record, giver)
         except ValidationFailed as error:
             log.info("%s passed on a bad announcement: %s", giver, error.message)
 

@@ -2,7 +2,7 @@
 
 6 to 12 lasting sessions, with whoever is known from bootstrap, the local network or the directory;
 what nobody uses beyond that is closed, by agreement.  A provider whose session is lost is down until
-it is dialled again, dials us, or announces anew.
+there is a session with it again; it is redialled at once, then every few seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from random import Random
 
 import trio
 
-from llmesh.core.announcement import Announcement
 from llmesh.core.directory import Directory
 from llmesh.core.ids import PeerId
 from llmesh.core.peering import Backoff, Pace
@@ -73,7 +72,7 @@ class Peers:
         self._contacts: dict[PeerId, PeerAddress] = {}
         self._tries: dict[PeerId, Backoff] = {}
         self._watched: dict[PeerId, Backoff] = {}
-        self._down: dict[PeerId, int] = {}
+        self._down: set[PeerId] = set()
         self._parted: dict[PeerId, float] = {}
         self._dialling: set[PeerId] = set()
         self._busy_at: dict[PeerId, float] = {}
@@ -98,7 +97,8 @@ class Peers:
     def opened(self, peer: PeerId) -> None:
         """A session with the peer is there."""
         self._busy_at[peer] = trio.current_time()
-        for table in (self._parted, self._down, self._watched, self._tries):
+        self._down.discard(peer)
+        for table in (self._parted, self._watched, self._tries):
             table.pop(peer, None)
 
     def lost(self, peer: PeerId) -> None:
@@ -110,24 +110,26 @@ class Peers:
 
     def unreachable(self, peer: PeerId) -> None:
         """The peer could not be reached: a provider is down until it shows itself again."""
-        announcement = self._offering(peer)
-        if announcement is None or self._sessions.get(peer) is not None:
+        if self._sessions.get(peer) is not None or not self._offers(peer):
             return
-        self._down[peer] = announcement.sequence
+        self._down.add(peer)
         self._watched.setdefault(peer, Backoff(1.0, 5.0))
         if len(self._watched) > WATCHED:
             forgotten = next(iter(self._watched))
             del self._watched[forgotten]
-            self._down.pop(forgotten, None)
+            self._down.discard(forgotten)
         self._wake.set()
 
-    def renewed(self, announcement: Announcement) -> None:
-        """The peer has announced something newer than what we knew."""
-        if announcement.sequence > self._down.get(announcement.peer_id, announcement.sequence):
-            del self._down[announcement.peer_id]
-            self._watched[announcement.peer_id] = Backoff(1.0, 5.0)
-        self._tries.pop(announcement.peer_id, None)
-        self._wake.set()
+    def renewed(self, peer: PeerId) -> None:
+        """The peer has announced something newer than what we knew: if it was lost, try it now.
+
+        The news may be older than the loss and only late, so it alone does not bring the peer back.
+        """
+        if peer in self._down:
+            self._watched[peer] = Backoff(1.0, 5.0)
+            self._wake.set()
+        elif self._tries.pop(peer, None) is not None:
+            self._wake.set()
 
     def agree_to_part(self, peer: PeerId) -> None:
         """The peer wants to close our session.  Raises NodeBusy where we want to keep it."""
@@ -156,9 +158,9 @@ class Peers:
                     await self._wake.wait()
                 self._wake = trio.Event()
 
-    def _offering(self, peer: PeerId) -> Announcement | None:
+    def _offers(self, peer: PeerId) -> bool:
         record = self._directory.get(peer, self._clock())
-        return record.announcement if record is not None and record.announcement.offers else None
+        return record is not None and bool(record.announcement.offers)
 
     def _observe(self, live: Sequence[Session]) -> None:
         now = trio.current_time()
@@ -168,9 +170,9 @@ class Peers:
 
     def _wanted(self) -> Iterator[PeerId]:
         """Lost providers whose turn it is."""
-        for peer in [peer for peer in self._watched if self._offering(peer) is None]:
+        for peer in [peer for peer in self._watched if not self._offers(peer)]:
             del self._watched[peer]  # it has withdrawn or expired
-            self._down.pop(peer, None)
+            self._down.discard(peer)
         now = trio.current_time()
         for peer, backoff in self._watched.items():
             if backoff.next_at <= now and peer not in self._dialling:

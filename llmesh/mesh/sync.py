@@ -39,7 +39,10 @@ MAX_SIZE = 4 << 20
 
 @dataclass(slots=True)
 class _Haul:
-    """What one comparison brought: new records, when the oldest was issued, bytes, what they want."""
+    """What one comparison brought: news, when the oldest was issued, bytes, what they want.
+
+    Renewals are no news: they spread by comparing, so nobody is mute for not having them yet.
+    """
 
     new: int = 0
     oldest: float = math.inf
@@ -92,7 +95,7 @@ class Syncing:
                     await self.compare(session)
 
     async def compare(self, session: Session) -> int:
-        """Push and pull what the other lacks; the number of records that were new to us.
+        """Push and pull what the other lacks; how much of it was news to us.
 
         Never raises: a peer that fails or is silent has given nothing.
         """
@@ -141,8 +144,9 @@ class Syncing:
         for record in answer.records:
             haul.size += len(record.payload)
             with suppress(ValidationFailed):  # forged or expired: nothing given
-                if (signed := self._take(record, peer)) is not None:
+                learnt = self._take(record, peer)
+                if learnt is not None and not learnt.renewal:
                     haul.new += 1
-                    haul.oldest = min(haul.oldest, signed.announcement.issued_at)
+                    haul.oldest = min(haul.oldest, learnt.record.announcement.issued_at)
                     if self.settled:  # then our other peers lack it too: two parts of the mesh have met
-                        self._gossip.spread(signed, peer)
+                        self._gossip.spread(learnt.record, peer)

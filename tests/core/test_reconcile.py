@@ -18,7 +18,7 @@ from llmesh.core.directory import Cursor, Directory
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
 from llmesh.core.query import Answer, Get, Hint, Record, Search, Sync
-from llmesh.core.reconcile import BATCH, answer, changes_to_name, news_of, take
+from llmesh.core.reconcile import BATCH, Learnt, answer, changes_to_name, news_of, take
 from llmesh.errors import ValidationFailed
 
 NOW = 1_700_000_000
@@ -158,7 +158,7 @@ def test_search_and_get() -> None:
 
 def test_only_what_is_newer_and_genuine_is_taken() -> None:
     directory, giver = Directory(PeerId("b"), 2), PeerId("a")
-    assert take(directory, Record.of(signed(1, 2)), giver, NOW) == signed(1, 2)
+    assert take(directory, Record.of(signed(1, 2)), giver, NOW) == Learnt(signed(1, 2), renewal=False)
     assert take(directory, Record.of(signed(1, 2)), giver, NOW) is None
     assert take(directory, Record.of(signed(1, 1)), giver, NOW) is None, "a replay of what it replaced"
     forged = Record(signed(1, 3).payload, signed(1, 2).signature)
@@ -167,4 +167,5 @@ def test_only_what_is_newer_and_genuine_is_taken() -> None:
             take(directory, bad, giver, NOW)
     with pytest.raises(ValidationFailed, match="expired"):
         take(directory, Record.of(signed(2)), giver, NOW + 1800)
+    assert take(directory, Record.of(signed(1, 3)), giver, NOW) == Learnt(signed(1, 3), renewal=True)
     assert len(directory) == 1

@@ -101,6 +101,7 @@ class Mesh:
     _scopes: dict[int, trio.CancelScope] = field(default_factory=dict)
 
     offer = staticmethod(offer)
+    seed = staticmethod(seed)
 
     async def node(
         self, number: int, *knows: Node | Squatter, limits: Limits | None = None, min_stake: str = "0"

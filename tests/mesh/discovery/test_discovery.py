@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 from trio.testing import MockClock
 
+from llmesh.core.announcement import DOMAIN, SignedAnnouncement, sign_announcement
+from llmesh.core.query import Record
 from llmesh.core.reference import ModelRef
+from llmesh.crypto import sign
 
 if TYPE_CHECKING:
     from tests.mesh.discovery.conftest import Mesh
@@ -25,6 +29,13 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert trio.current_time() - started < seconds, f"not within {seconds} s"
         await trio.sleep(0.05)
+
+
+def sign_again(record: SignedAnnouncement | None, sequence: int, seed: bytes) -> SignedAnnouncement:
+    """The same announcement under a new number."""
+    assert record is not None
+    said = replace(record.announcement, sequence=sequence)
+    return sign_announcement(said, lambda payload: sign(seed, DOMAIN, payload), now=said.issued_at)
 
 
 async def test_an_offer_is_found_by_everyone_at_once_and_gone_at_once(
@@ -42,7 +53,8 @@ async def test_an_offer_is_found_by_everyone_at_once_and_gone_at_once(
             (NAME, last.peer_id)
         ]
         await last.announcer.withdraw()
-        assert all(node.providers() == set() for node in nodes), "withdraw waits until all know"
+        assert first.providers() == set(), "withdraw waits until every connected peer knows"
+        await until(lambda: all(node.providers() == set() for node in nodes), 0.5)
 
 
 async def test_all_sixty_providers_of_one_name_are_found(mesh: OpenMesh, autojump_clock: MockClock) -> None:
@@ -178,6 +190,9 @@ async def test_a_killed_provider_is_down_at_once_and_back_when_it_returns(
         assert first.discovery.search("senti", None, 10) == []
         await trio.sleep(40)
         assert first.discovery.is_down(peer)
+        late = sign_again(first.discovery.directory.held(peer), m.sequences(), m.seed(2))
+        first.discovery._take(Record.of(late), nodes[1].peer_id)
+        assert first.discovery.is_down(peer), "what it said before it died is no sign of life"
         again = await m.node(2, first)
         again.announcer.offer(m.offer())
         await until(lambda: not any(node.discovery.is_down(peer) for node in nodes[:2]), 10)

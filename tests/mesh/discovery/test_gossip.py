@@ -50,6 +50,23 @@ async def test_a_change_reaches_each_node_about_once(mesh: OpenMesh, autojump_cl
         assert [len(each) for each in heard] == before, "nothing is said while nothing changes"
 
 
+async def test_a_renewal_is_left_to_sync(mesh: OpenMesh, autojump_clock: MockClock) -> None:
+    async with mesh() as m:
+        nodes = [first := await m.node(0)] + [await m.node(n, first) for n in range(1, 6)]
+        nodes[3].announcer.offer(m.offer())
+        await trio.sleep(30)
+        heard = [count_news(node) for node in nodes]
+        before = nodes[0].discovery.directory.held(nodes[3].peer_id)
+        await trio.sleep(900)
+        after = [node.discovery.directory.held(nodes[3].peer_id) for node in nodes]
+        assert all(len(news.hints) == 0 for each in heard for news in each), "only what Sync found wanted"
+        assert before is not None
+        assert all(
+            held is not None and held.announcement.sequence > before.announcement.sequence for held in after
+        )
+        assert all(node.discovery._sync.settled for node in nodes)
+
+
 async def test_a_long_record_travels_by_hint_and_get(mesh: OpenMesh, autojump_clock: MockClock) -> None:
     async with mesh() as m:
         nodes = [first := await m.node(0)] + [await m.node(n, first) for n in range(1, 6)]
