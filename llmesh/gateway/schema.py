@@ -33,6 +33,7 @@ __all__ = [
     "ResultBody",
     "StatusBody",
     "UsageBody",
+    "WorkerBody",
     "decode_body",
     "decode_query",
     "encode",
@@ -160,6 +161,17 @@ class ModelsBody(Struct):
     models: list[ModelBody]
 
 
+class WorkerBody(Struct):
+    """How one model of this node is kept."""
+
+    model_id: str
+    sandbox: Annotated[str, Meta(description="none, limits, filtered or confined.")]
+    provider: Annotated[str, Meta(description="What runs the graph: cpu or cuda.")]
+    batch: Annotated[int, Meta(description="Requests that may share a run.")]
+    resident: Annotated[int, Meta(description="Bytes in memory; 0 while the model rests.")]
+    calls: Annotated[int, Meta(description="Requests that run or wait.")]
+
+
 class StatusBody(Struct):
     """What this node is and sees."""
 
@@ -172,6 +184,7 @@ class StatusBody(Struct):
     addresses: Annotated[Sequence[str], Meta(description="Multiaddrs where others may dial this node.")]
     reachable: Annotated[bool | None, Meta(description="Whether a peer could dial back; null while unknown.")]
     uptime: Annotated[float, Meta(description="Seconds since the start.")]
+    workers: Annotated[Sequence[WorkerBody], Meta(description="The models that this node serves.")]
 
 
 class HealthBody(Struct):

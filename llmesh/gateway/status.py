@@ -8,12 +8,27 @@ from typing import Protocol
 from quart import Response
 
 from llmesh.core.amount import Amount
-from llmesh.core.ids import PeerId
+from llmesh.core.ids import ModelId, PeerId
 from llmesh.errors import NodeBusy
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import HealthBody, StatusBody, encode, mesh
+from llmesh.gateway.schema import HealthBody, StatusBody, WorkerBody, encode, mesh
 
-__all__ = ["NodeStatus", "NodeView", "get_health", "get_readiness", "get_status"]
+__all__ = ["NodeStatus", "NodeView", "WorkerView", "get_health", "get_readiness", "get_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """How one model of this node is kept: its sandbox, what runs its graph, bytes in memory, calls now.
+
+    `resident` is 0 while the model rests; `batch` requests may share a run.
+    """
+
+    model_id: ModelId
+    sandbox: str
+    provider: str
+    batch: int
+    resident: int
+    calls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +47,7 @@ class NodeStatus:
     addresses: tuple[str, ...] = ()
     reachable: bool | None = None
     uptime: float = 0.0
+    workers: tuple[WorkerView, ...] = ()
 
 
 class NodeView(Protocol):
@@ -59,6 +75,10 @@ async def get_status(node: NodeView, request: Request) -> Response:
             addresses=status.addresses,
             reachable=status.reachable,
             uptime=round(status.uptime, 3),
+            workers=[
+                WorkerBody(w.model_id, w.sandbox, w.provider, w.batch, w.resident, w.calls)
+                for w in status.workers
+            ],
         )
     )
 

@@ -22,6 +22,7 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer]) -> str:
         "reachable": ["not known yet; the first peers are asked to dial back"],
         "gateway": [f"{url}  (its documentation: {url}/docs)"],
         "models": [_offer(offer) for offer in offers] or ["none of its own; --deploy PATH serves one"],
+        "workers": _workers(status),
         "stake": [f"{status.stake} MESH"],
     }
     lines = [f"LLMESH node {__version__}", ""]
@@ -40,6 +41,11 @@ def reachability_line(reached: Iterable[str], peer_id: PeerId) -> str:
         "No peer could dial this node back: consumer only. It finds and uses models; for others to use its"
         " models, open its port or give an address that reaches it with --announce."
     )
+
+
+def _workers(status: NodeStatus) -> list[str]:
+    kinds = {f"sandbox {worker.sandbox}, on {worker.provider}" for worker in status.workers}
+    return sorted(kinds) or ["none yet"]
 
 
 def _offer(offer: Offer) -> str:

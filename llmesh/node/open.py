@@ -154,6 +154,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 announcer=_announcer(config, home, host, discovery),
                 router=Router(provider, discovery.sessions, discovery, reputation),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
+                runtime=runtime,
                 store=store,
                 fetcher=Fetcher(
                     host.peer_id,

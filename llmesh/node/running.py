@@ -18,7 +18,7 @@ from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
 from llmesh.core.reference import ModelRef, model_name
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
-from llmesh.gateway.status import NodeStatus
+from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
@@ -31,6 +31,7 @@ from llmesh.net.host import Host
 from llmesh.node.drain import Drain
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.deposit import deposit
+from llmesh.runtime.runtime import Runtime, WorkerStatus
 from llmesh.runtime.store import Store
 
 __all__ = ["Node", "Rooms"]
@@ -49,6 +50,7 @@ class Rooms:
     announcer: Announcer
     router: Router
     reachability: Reachability
+    runtime: Runtime
     store: Store
     fetcher: Fetcher
 
@@ -192,11 +194,18 @@ class Node:
             addresses=rooms.host.addresses,
             reachable=None if reached is None else bool(reached),
             uptime=trio.current_time() - self._since,
+            workers=tuple(map(_view, rooms.runtime.workers())),
         )
 
     async def reachable_at(self) -> tuple[str, ...]:
         """Wait until a peer has dialled back; the addresses that work, none for a consumer only."""
         return await self._rooms.reachability.known()
+
+
+def _view(worker: WorkerStatus) -> WorkerView:
+    return WorkerView(
+        worker.model, worker.level.name.lower(), worker.provider, worker.batch, worker.resident, worker.calls
+    )
 
 
 def _name_of(path: Path) -> str:

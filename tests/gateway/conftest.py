@@ -17,7 +17,7 @@ from llmesh.core.inference import InferenceRequest, Result, Usage
 from llmesh.core.model import Card
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.server import bind, serve
-from llmesh.gateway.status import NodeStatus
+from llmesh.gateway.status import NodeStatus, WorkerView
 
 PROVIDER = PeerId("12D3KooW" + "A" * 44)
 MODEL_ID = ModelId("ab" * 32)
@@ -83,6 +83,7 @@ class FakeNode:
             addresses=("/ip4/10.0.0.1/tcp/4001",),
             reachable=True,
             uptime=12.5,
+            workers=(WorkerView(MODEL_ID, "confined", "cpu", 8, 80_000_000, 2),),
         )
 
 
