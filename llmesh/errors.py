@@ -168,7 +168,7 @@ class Conflict(MeshError):
     """The request contradicts an earlier one or the present state."""
 
     code, name, http_status = 4003, "Conflict", 409
-    next_step = "Use a new key or look at the present state first."
+    next_step = "Look at the present state first; where a key is involved, use a new one."
 
 
 class TooLarge(MeshError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,6 +20,12 @@ DTYPES = {
     "uint64": 8, "int64": 8, "float16": 2, "float32": 4, "float64": 8,
 }  # fmt: skip
 """Element types a tensor may have, numpy's names, with their size in bytes."""
+
+
+_FORMATS = {
+    "bool": "?", "uint8": "B", "int8": "b", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i",
+    "uint64": "Q", "int64": "q", "float16": "e", "float32": "f", "float64": "d",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,22 @@ class Tensor:
                 f"A {self.dtype} tensor of shape {list(self.shape)} takes {wanted} bytes,"
                 f" not {len(self.data)}."
             )
+
+    def tolist(self) -> Json:
+        """Nested lists of the shape, in Python's own numbers; a bare one without dimensions."""
+        count = len(self.data) // DTYPES[self.dtype]
+        return _shaped(struct.unpack(f"<{count}{_FORMATS[self.dtype]}", self.data), self.shape)
+
+
+def _shaped(flat: Sequence[Json], shape: Sequence[int]) -> Json:
+    if not flat:  # a peer may claim a billion rows of nothing
+        return []
+    if not shape:
+        return flat[0]
+    if len(shape) == 1:
+        return list(flat)
+    step = len(flat) // shape[0]
+    return [_shaped(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
 
 
 Value: TypeAlias = "Json | Tensor"

@@ -17,6 +17,8 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
 
 def model_name(text: str) -> str:
     """Check a model's name: 1 to 128 letters, digits and ` . + / - _`, in any script."""
+    if not isinstance(text, str):
+        raise ValidationFailed(f"A model's name is a text, not {text!r}.")
     if not _NAME.match(text):
         raise ValidationFailed(
             f"{text[:80]!r} is not a model name: 1 to 128 letters, digits, spaces and any of . + / - _ are."
@@ -26,9 +28,9 @@ def model_name(text: str) -> str:
 
 def model_version(text: str) -> str:
     """Check a version label such as `1.0.0`."""
-    if not _VERSION.match(text):
+    if not isinstance(text, str) or not _VERSION.match(text):
         raise ValidationFailed(
-            f"{text[:80]!r} is not a version: 1 to 64 letters, digits and any of . _ + - are."
+            f"{str(text)[:80]!r} is not a version: 1 to 64 letters, digits and any of . _ + - are."
         )
     return text
 
@@ -44,6 +46,8 @@ class ModelRef:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises ValidationFailed where the text is none of the three forms."""
+        if not isinstance(text, str):
+            raise ValidationFailed(f"A model is named by a text, not by {text!r}.")
         if re.fullmatch(r"[0-9a-f]{64}", text):
             return cls("", id=ModelId(text))
         name, at, pin = text.partition("@")

@@ -7,7 +7,6 @@ infinity, so in an output they become null.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import parse_qsl
@@ -16,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llmesh.core.amount import Amount
-from llmesh.core.encoding import DTYPES, Tensor, Value
+from llmesh.core.encoding import Tensor, Value
 from llmesh.core.ids import RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.reference import ModelRef
@@ -45,11 +44,6 @@ MAX_TIMEOUT = 3600.0
 MAX_MODELS = 1000
 _MAX_QUERY_FIELDS = 16
 _MAX_DETAIL = 300
-_FORMATS = {
-    "bool": "?", "uint8": "B", "int8": "b", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i",
-    "uint64": "Q", "int64": "q", "float16": "e", "float32": "f", "float64": "d",
-}  # fmt: skip
-
 _Mesh = Annotated[Raw, Meta(description="MESH", extra_json_schema={"type": "number", "minimum": 0})]
 _MaxFee = Annotated[
     int | float | str,
@@ -277,21 +271,4 @@ def _sentence(error: Exception) -> str:
 
 
 def _plain(output: Mapping[str, Value]) -> dict[str, Any]:
-    return {name: _nested(value) if isinstance(value, Tensor) else value for name, value in output.items()}
-
-
-def _nested(tensor: Tensor) -> Any:
-    """Nested lists of the tensor's shape; a single value without dimensions, [] without elements."""
-    flat = struct.unpack(f"<{len(tensor.data) // DTYPES[tensor.dtype]}{_FORMATS[tensor.dtype]}", tensor.data)
-    return _shaped(flat, tensor.shape)
-
-
-def _shaped(flat: Sequence[Any], shape: Sequence[int]) -> Any:
-    if not flat:  # a peer may claim a billion rows of nothing
-        return []
-    if not shape:
-        return flat[0]
-    if len(shape) == 1:
-        return flat
-    step = len(flat) // shape[0]
-    return [_shaped(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in output.items()}

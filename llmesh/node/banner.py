@@ -13,6 +13,12 @@ from llmesh.gateway.status import NodeStatus
 
 __all__ = ["banner", "reachability_line"]
 
+_LOOPBACK = ("http://127.", "http://[::1]", "http://localhost")
+_OPEN = (
+    "WARNING: the gateway listens beyond this machine and has no access keys yet: whoever reaches it can"
+    " use this node."
+)
+
 
 def banner(status: NodeStatus, url: str, offers: Sequence[Offer]) -> str:
     """Who the node is, where, what it serves, and how to try it."""
@@ -26,6 +32,8 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer]) -> str:
         "stake": [f"{status.stake} MESH"],
     }
     lines = [f"LLMESH node {__version__}", ""]
+    if not url.startswith(_LOOPBACK):
+        lines += [_OPEN, ""]
     for name, values in rows.items():
         lines += [f"  {name if n == 0 else '':<10} {value}" for n, value in enumerate(values)]
     lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status), "Stop it with Ctrl-C."]

@@ -16,8 +16,6 @@ from llmesh.node.sources import configure, variable
 
 __all__ = ["command", "main"]
 
-# A switch that is on has a flag that turns it off.
-_OFF = {"mdns": "Do not look for nodes on the local network by mDNS."}
 _DEFAULTS = {f.name: f.default for f in fields(NodeConfig)}
 
 
@@ -33,18 +31,9 @@ def _flag(name: str, option: Option) -> click.Option:
     default = _DEFAULTS[name]
     shown = option.shown or ("" if default is MISSING else str(default))
     source = f"  [env: {variable(name)}; default: {shown}]"
-    if name in _OFF:
-        return click.Option(
-            ["--no-" + _spelled(name), name],
-            is_flag=True,
-            flag_value=False,
-            default=None,
-            help=_OFF[name] + source,
-        )
     if isinstance(default, bool):
-        return click.Option(
-            ["--" + _spelled(name), name], is_flag=True, default=None, help=option.help + source
-        )
+        both = f"--{_spelled(name)}/--no-{_spelled(name)}"
+        return click.Option([both, name], default=None, help=option.help + source)
     return click.Option(
         ["--" + _spelled(name), name],
         metavar=option.metavar,
@@ -67,7 +56,7 @@ def _start(config: str | None, **flags: object) -> None:
     except StartRefused as fault:
         _refuse(str(fault))
     except MeshError as fault:
-        _refuse(fault.message)
+        _refuse(f"{fault.message} {fault.next_step}")
 
 
 def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:

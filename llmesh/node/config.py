@@ -110,7 +110,7 @@ class NodeConfig:
         Option(
             "Model to serve from the start: a folder or a .onnx file, with its name and its fee in MESH.",
             values.deployment,
-            "PATH[,name=N][,fee=F]",
+            "PATH[,name=N][,fee=F][,version=V]",
             repeated=True,
             shown="none",
         ),

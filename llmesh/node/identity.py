@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import stat
@@ -22,7 +23,7 @@ def load_seed(path: Path) -> bytes:
     replaced, since the node's name and stake hang on it.
     """
     try:
-        if not path.exists():
+        if not os.path.lexists(path):  # a link that leads nowhere is a key out of reach
             write_durably(path, secrets.token_hex(32).encode() + b"\n")
         mode, text = path.stat().st_mode, path.read_bytes()
     except OSError as error:

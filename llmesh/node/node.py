@@ -19,6 +19,7 @@ from llmesh.core.encoding import Value
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Result
 from llmesh.core.reference import ModelRef
+from llmesh.errors import ValidationFailed
 from llmesh.node.extra import missing_extra
 from llmesh.node.faults import STOPPED, NodeStateError
 
@@ -107,6 +108,8 @@ class MeshNode:
         where the store is full.
         """
         amount = Amount.parse(fee)
+        if not isinstance(model_path, str | Path | bytes) or not str(model_path):
+            raise ValidationFailed(f"model_path is the path or the bytes of a model, not {model_path!r}.")
         source = model_path if isinstance(model_path, bytes) else Path(model_path)
         _, node = self._running()
         return await self._call(lambda: node.deploy(source, name, amount, version, description))

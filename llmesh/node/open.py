@@ -214,9 +214,11 @@ async def _deploy(config: NodeConfig, node: Node) -> None:
     """The models to serve from the start.  Raises StartRefused for one that will not do."""
     for model in (*(_DEMO if config.demo else ()), *config.deploy):
         try:
-            await node.deploy(model.path, model.name, model.fee)
+            await node.deploy(model.path, model.name, model.fee, model.version)
         except MeshError as error:
-            raise StartRefused(f"The model {model.path} cannot be served: {error.message}") from error
+            raise StartRefused(
+                f"The model {model.path} cannot be served: {error.message} {error.next_step}"
+            ) from error
 
 
 async def _meet_neighbours(host: Host, discovery: Discovery) -> None:

@@ -24,7 +24,7 @@ def gateway_socket(config: NodeConfig) -> socket.socket:
     except OSError as error:
         raise StartRefused(
             f"The gateway cannot listen on {config.host} port {config.port} ({error.strerror or error});"
-            " stop what uses it, or choose another with --port (0 takes any free one)."
+            " stop what uses it, choose another with --port (0 takes any free one), or correct --host."
         ) from None
 
 

@@ -6,13 +6,14 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from llmesh import __version__
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
-from llmesh.core.encoding import Json, Value
+from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
@@ -103,7 +104,7 @@ class Node:
         Raises InsufficientStake, ValidationFailed, Conflict, TooLarge; then, and when cancelled, what
         is served stays as it was.
         """
-        named = name or (_name_of(source) if isinstance(source, Path) else "")
+        named = name if name is not None else _name_of(source) if isinstance(source, Path) else ""
         card = Card(model_name(named), version, description)
         return await self._serve(await deposit(self._rooms.store, source), card, fee or _FREE)
 
@@ -178,7 +179,8 @@ class Node:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float):
             raise ValidationFailed(f"The timeout must be a number of seconds, not {timeout!r}.")
         id = RequestId(secrets.token_hex(16))
-        return await self.infer(InferenceRequest(id, ModelRef.parse(model), named, timeout, max_fee))
+        input = {key: _tensor(value) for key, value in named.items()}
+        return await self.infer(InferenceRequest(id, ModelRef.parse(model), input, timeout, max_fee))
 
     async def status(self) -> NodeStatus:
         """How it stands at this moment."""
@@ -200,6 +202,14 @@ class Node:
     async def reachable_at(self) -> tuple[str, ...]:
         """Wait until a peer has dialled back; the addresses that work, none for a consumer only."""
         return await self._rooms.reachability.known()
+
+
+def _tensor(value: Value) -> Value:
+    """An array of numpy or of a library like it becomes a Tensor; whatever else stays."""
+    if isinstance(value, Tensor) or not all(hasattr(value, name) for name in ("dtype", "shape", "tobytes")):
+        return value
+    array: Any = value
+    return Tensor(str(array.dtype), tuple(array.shape), array.tobytes())
 
 
 def _view(worker: WorkerStatus) -> WorkerView:

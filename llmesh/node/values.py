@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmesh.core.amount import Amount
-from llmesh.core.reference import ModelRef, model_name
+from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import ValidationFailed
 from llmesh.net.libp2p.addresses import endpoint, peer_address
 
@@ -56,6 +56,7 @@ class Deployment:
     path: Path
     name: str | None = None
     fee: Amount = _NOTHING
+    version: str = "1.0.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def bootstrap_address(value: object) -> str:
 
 
 def deployment(value: object) -> Deployment:
-    """`PATH[,name=N][,fee=F]`, or a Deployment."""
+    """`PATH[,name=N][,fee=F][,version=V]`, or a Deployment."""
     if isinstance(value, Deployment):
         return value
     if isinstance(value, Path):
@@ -137,11 +138,14 @@ def deployment(value: object) -> Deployment:
     given: dict[str, str] = {}
     for setting in settings:
         key, _, text = setting.partition("=")
-        if key not in ("name", "fee") or key in given or not text:
-            raise ValidationFailed(f"A deployment is PATH[,name=N][,fee=F]; {setting[:80]!r} is neither.")
+        if key not in ("name", "fee", "version") or key in given or not text:
+            raise ValidationFailed(
+                f"A deployment is PATH[,name=N][,fee=F][,version=V]; {setting[:80]!r} is none of these."
+            )
         given[key] = text
     name = model_name(given["name"]) if "name" in given else None
-    return Deployment(folder(path), name, Amount.parse(given.get("fee", "0")))
+    version = model_version(given.get("version", "1.0.0"))
+    return Deployment(folder(path), name, Amount.parse(given.get("fee", "0")), version)
 
 
 def replication(value: object) -> Replication:

@@ -75,3 +75,19 @@ def test_a_model_id_depends_on_every_file_and_not_on_their_order() -> None:
         [BundleFile("a", 3, "00"), files[1]],
     ]
     assert len({model_id_of(f) for f in [files, *others]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("tensor", "nested"),
+    [
+        (
+            Tensor("float32", (2, 2), bytes.fromhex("0000803f000000400000404000008040")),
+            [[1.0, 2.0], [3.0, 4.0]],
+        ),
+        (Tensor("int64", (), (7).to_bytes(8, "little")), 7),
+        (Tensor("bool", (2,), b"\x01\x00"), [True, False]),
+        (Tensor("uint8", (3, 0), b""), []),
+    ],
+)
+def test_a_tensor_as_nested_lists(tensor: Tensor, nested: Json) -> None:
+    assert tensor.tolist() == nested

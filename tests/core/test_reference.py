@@ -50,6 +50,13 @@ def test_ids_refuse_nonsense(check: object) -> None:
         check("\n")  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("thing", [None, 5, 1.0, b"name", ["name"]])
+@pytest.mark.parametrize("check", [ModelRef.parse, model_name, model_version])
+def test_what_is_no_text_is_refused_clearly(check: object, thing: object) -> None:
+    with pytest.raises(ValidationFailed):
+        check(thing)  # type: ignore[operator]
+
+
 def test_ids_accept_theirs() -> None:
     assert model_id(ID) == ID
     assert request_id("0" * 32) == "0" * 32

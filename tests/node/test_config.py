@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from llmesh.core.amount import Amount
+from llmesh.core.reference import ModelRef
 from llmesh.errors import ValidationFailed
 from llmesh.node.config import OPTIONS, NodeConfig, NodeOptions
 from llmesh.node.sources import configure
-from llmesh.node.values import Deployment
+from llmesh.node.values import Deployment, Replication
 
 PEER = "12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"
 SEED = f"/ip4/192.0.2.7/tcp/4001/p2p/{PEER}"
@@ -128,3 +129,35 @@ def test_the_variable_and_the_file_are_named_too(tmp_path: Path) -> None:
         configure({}, {}, file)
     with pytest.raises(ValidationFailed, match="No such file"):
         configure({}, {}, tmp_path / "none.toml")
+
+
+def test_a_deployment_has_a_version_if_it_is_given_one() -> None:
+    assert configure({"deploy": ["m,version=2.1,name=n"]}, {}).deploy == (
+        Deployment(Path("m"), "n", Amount(0), "2.1"),
+    )
+
+
+def test_a_replication_may_have_a_fee() -> None:
+    assert configure({"replicate": ["m:1", "n,fee=0.5"]}, {}).replicate == (
+        Replication(ModelRef("m", "1")),
+        Replication(ModelRef("n"), Amount(500_000)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("replicate", "m,fee"), ("replicate", "m,name=n"), ("replicate", ""), ("threads", 0),
+        ("threads", "x"),
+        ("store_quota", -1), ("store_quota", "nan"), ("transfer_rate", 0), ("transfer_rate", True),
+        ("require_sandbox", "high"), ("provider", "tpu"),
+    ],
+)  # fmt: skip
+def test_bad_settings_of_models_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValidationFailed, match=name):
+        configure({name: value}, {})
+
+
+def test_sizes_and_rates_are_in_bytes() -> None:
+    config = configure({"store_quota": "1.5", "transfer_rate": 2, "threads": "3"}, {})
+    assert (config.store_quota, config.transfer_rate, config.threads) == (1_500_000_000, 2_000_000.0, 3)

@@ -154,3 +154,13 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(
         write_durably(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_key_behind_a_dead_link_is_not_replaced(tmp_path: Path) -> None:
+    """Such as one on a disk that is not mounted."""
+    link = tmp_path / "identity.key"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StartRefused, match="cannot be read"):
+        load_seed(link)
+    assert link.is_symlink()
+    assert not (tmp_path / "elsewhere").exists()
