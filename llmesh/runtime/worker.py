@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import sys
 import threading
@@ -27,6 +26,7 @@ from llmesh.core.inference import Chunk
 from llmesh.core.model import ModelInfo
 from llmesh.errors import MeshError, ModelFailed, NodeBusy, TooLarge, ValidationFailed
 from llmesh.runtime.job import Job, Model, Outcome
+from llmesh.runtime.memory import own_memory
 from llmesh.runtime.orders import LOAD, Event, Infer, Load, Loaded, Order, Probe, Scan
 from llmesh.runtime.pipe import MAX_BODY, decode_order, encode_event
 from llmesh.runtime.sandbox import SandboxLevel, enter
@@ -216,12 +216,6 @@ def _lock_in(readable: list[Path], memory: int, require: SandboxLevel) -> Sandbo
     return level
 
 
-def _resident() -> int:
-    """The most bytes that this process has had in memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _serve_model(order: Load, orders: _Orders, events: BinaryIO) -> None:
     readable = [Path(order.folder) / name for name in order.files]
     event: Event
@@ -235,7 +229,7 @@ def _serve_model(order: Load, orders: _Orders, events: BinaryIO) -> None:
         event = error
     else:
         info = ModelInfo(ModelId(""), model.task, model.inputs, model.outputs, model.labels)
-        event = Loaded(info, level, order.settings.provider, model.batch, _resident())
+        event = Loaded(info, level, order.settings.provider, model.batch, own_memory())
     events.write(encode_event(LOAD, event))
     events.flush()
     if isinstance(event, MeshError):

@@ -327,6 +327,18 @@ async def test_a_worker_sees_no_secret_of_its_node(runtime: Runtime, monkeypatch
     assert not [name for name in workers()[0].environ() if name.startswith("LLMESH")]
 
 
+async def test_a_worker_says_nothing_and_tells_nobody(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bundle = await loaded(runtime, SENTIMENT_ANALYZER)
+    assert workers()[0].environ()["ORT_DISABLE_TELEMETRY"] == "1"
+    assert workers()[0].net_connections() == []
+    await ask(runtime, bundle.id, GOOD)
+    await runtime.unload(bundle.id)
+    assert "wrote" not in caplog.text
+
+
 async def test_an_idle_worker_costs_nothing(runtime: Runtime) -> None:
     bundle = await loaded(runtime, SENTIMENT_ANALYZER)
     await ask(runtime, bundle.id, GOOD)
