@@ -95,6 +95,8 @@ class Graph:
         except _FAULTS as error:
             reason = _one_line(error).replace(str(path), name).replace(str(path.parent), "")
             raise ValidationFailed(f"{name} is not a model that onnxruntime can run: {reason}.") from None
+        if PROVIDERS[provider] not in self._session.get_providers():  # it falls back without a word
+            raise ValidationFailed(f"This node is set to run models by {provider}, which did not start here.")
 
     def run(self, feeds: Mapping[str, Array], stop: Stop, *wanted: str) -> dict[str, Any]:
         """Outputs by name, all unless some are named.  Raises ModelFailed; a stopped run does as well."""

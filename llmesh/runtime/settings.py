@@ -12,7 +12,11 @@ from llmesh.runtime.sandbox import SandboxLevel
 __all__ = ["PROVIDERS", "WorkerSettings", "address_space"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""onnxruntime's names of what may run a graph.  Only `cpu` has been run on real hardware."""
+"""onnxruntime's names of what may run a graph.
+
+Only `cpu` has been run on real hardware.  For `cuda` give `memory` as well, since a GPU's driver
+reserves far more address space than it uses, and expect the sandbox to need rules for its devices.
+"""
 
 _LIBRARIES = 2 << 30
 """Address space that Python, numpy and onnxruntime reserve (0.9 GiB measured) and that a run may add."""

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -203,6 +204,30 @@ async def test_two_hundred_random_cancels_leave_the_worker_healthy(runtime: Runt
     assert output["label"] == "positive"
     assert workers() == [worker]
     assert 0 < done <= 200
+
+
+async def test_many_at_once_get_their_own_answers(runtime: Runtime) -> None:
+    bundle = await loaded(runtime, SENTIMENT_ANALYZER)
+    golden = json.loads((SENTIMENT_ANALYZER / "golden.json").read_text())
+    answered = 0
+
+    async def one(case: dict[str, Any]) -> None:
+        nonlocal answered
+        output, usage = await ask(runtime, bundle.id, {"text": case["input"]})
+        assert output["label"] == case["label"]
+        assert output["score"] == pytest.approx(case["score"], abs=0.02)
+        assert usage.input_tokens > 2
+        answered += 1
+
+    async def bad() -> None:
+        with pytest.raises(ValidationFailed):
+            await ask(runtime, bundle.id, {"text": ""})
+
+    async with trio.open_nursery() as nursery:
+        for case in golden["cases"] * 4:
+            nursery.start_soon(one, case)
+            nursery.start_soon(bad)
+    assert answered == 4 * len(golden["cases"])
 
 
 async def test_a_killed_worker_fails_its_call_and_comes_back(runtime: Runtime, save: Save) -> None:
