@@ -53,6 +53,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
+        self._held = 0
         self._outbox: deque[Call] = deque()
         self._free_since = 0.0
         self._answered = 0
@@ -63,8 +64,7 @@ class Calls:
 
     def check_room(self, size: int, now: float) -> None:
         """Raises NodeBusy where one more call, with an order of `size` bytes, finds no room."""
-        held = size + sum(len(call.frame) for call in self._calls.values())
-        if len(self._calls) >= MAX_CALLS or (self._calls and held > MAX_HELD):
+        if len(self._calls) >= MAX_CALLS or (self._calls and self._held + size > MAX_HELD):
             raise NodeBusy(
                 f"{len(self._calls)} inferences of this model wait already.",
                 retry_after=round(max(_LEAST_WAIT, len(self._calls) * self._seconds_each(now)), 1),
@@ -73,6 +73,7 @@ class Calls:
     def add(self, call: Call) -> None:
         """Take a call in, last in line."""
         self._calls[call.number] = call
+        self._held += len(call.frame)
         self._outbox.append(call)
 
     def next_frame(self) -> bytes | None:
@@ -171,6 +172,7 @@ class Calls:
 
     def _drop(self, call: Call, now: float) -> None:
         del self._calls[call.number]
+        self._held -= len(call.frame)
         if call.accepted_at is not None:
             self._free_since = now
 

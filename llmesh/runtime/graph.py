@@ -90,11 +90,13 @@ class Graph:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(path, options, providers=_providers(provider))
+            self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+            self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         except _FAULTS as error:
             reason = _one_line(error).replace(str(path), name).replace(str(path.parent), "")
             raise ValidationFailed(f"{name} is not a model that onnxruntime can run: {reason}.") from None
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        if PROVIDERS[provider] not in self._session.get_providers():  # it falls back without a word
+            raise ValidationFailed(f"This node is set to run models by {provider}, which did not start here.")
 
     def run(self, feeds: Mapping[str, Array], stop: Stop, *wanted: str) -> dict[str, Any]:
         """Outputs by name, all unless some are named.  Raises ModelFailed; a stopped run does as well."""

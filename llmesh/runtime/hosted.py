@@ -21,6 +21,7 @@ from llmesh.errors import MeshError, ModelFailed, ModelNotFound, NodeBusy, TooLa
 from llmesh.runtime.answer import Answer
 from llmesh.runtime.bundle import Bundle, check_unaltered
 from llmesh.runtime.calls import OBEY_SECONDS, Call, Calls
+from llmesh.runtime.memory import resident_memory
 from llmesh.runtime.orders import LOAD, Event, GraphFacts, Infer, Load, Loaded
 from llmesh.runtime.pipe import Garbage, encode_order
 from llmesh.runtime.process import WorkerEnded, WorkerProcess, open_worker
@@ -98,7 +99,7 @@ class HostedModel:
         """Bytes that its worker has in memory, or is about to have; 0 at rest."""
         if self._worker is None and not self._starting:
             return 0
-        now = self._worker.resident() if self._worker is not None and not self._starting else None
+        now = resident_memory(self._worker.pid) if self._worker is not None and not self._starting else None
         return now or self.needs
 
     @property

@@ -62,14 +62,6 @@ class WorkerProcess:
         """The process id."""
         return self._process.pid
 
-    def resident(self) -> int | None:
-        """Bytes that it has in memory now; None where the machine does not say."""
-        try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        except OSError:
-            return None
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
     async def send(self, frame: bytes) -> None:
         """Raises WorkerEnded.  A cancel may leave half a frame behind: end the process after one."""
         try:
@@ -170,4 +162,5 @@ def _environment() -> dict[str, str]:
         "PYTHONUTF8": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # read as onnxruntime is loaded, before its own switch exists
     }

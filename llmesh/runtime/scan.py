@@ -140,8 +140,10 @@ def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
 
 def _external_file(tensor: TensorProto, folder: Path, graph: str) -> str:
     """The file a tensor lies in: relative, inside the folder, regular, with no second name."""
-    entry = {item.key: item.value for item in tensor.external_data}
+    entry: dict[str, object] = {item.key: item.value for item in tensor.external_data}
     location = entry.get("location", "")
+    if not isinstance(location, str):  # protobuf hands over bytes where a text is not UTF-8
+        raise ValidationFailed(f"{graph} keeps data in a file whose name is no text.")
     where = f"{graph} keeps {tensor.name[:80]!r} in {location[:200]!r}"
     name = PurePosixPath(location)
     if not location or name.is_absolute() or ".." in name.parts or "\\" in location or "\0" in location:
@@ -161,9 +163,9 @@ def _external_file(tensor: TensorProto, folder: Path, graph: str) -> str:
     return location
 
 
-def _check_extent(entry: dict[str, str], size: int, where: str) -> None:
+def _check_extent(entry: dict[str, object], size: int, where: str) -> None:
     try:
-        offset, length = int(entry.get("offset", "0")), int(entry.get("length", "0"))
+        offset, length = int(str(entry.get("offset", "0"))), int(str(entry.get("length", "0")))
     except ValueError:
         raise ValidationFailed(f"{where} at an offset that is not a number.") from None
     if offset < 0 or length < 0 or offset + length > size:

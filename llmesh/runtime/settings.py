@@ -6,12 +6,17 @@ import os
 from dataclasses import dataclass, field
 
 from llmesh.errors import ValidationFailed
+from llmesh.runtime.memory import machine_memory
 from llmesh.runtime.sandbox import SandboxLevel
 
-__all__ = ["PROVIDERS", "WorkerSettings", "address_space", "machine_memory"]
+__all__ = ["PROVIDERS", "WorkerSettings", "address_space"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""onnxruntime's names of what may run a graph.  Only `cpu` has been run on real hardware."""
+"""onnxruntime's names of what may run a graph.
+
+Only `cpu` has been run on real hardware.  For `cuda` give `memory` as well, since a GPU's driver
+reserves far more address space than it uses, and expect the sandbox to need rules for its devices.
+"""
 
 _LIBRARIES = 2 << 30
 """Address space that Python, numpy and onnxruntime reserve (0.9 GiB measured) and that a run may add."""
@@ -45,8 +50,3 @@ class WorkerSettings:
 def address_space(settings: WorkerSettings, size: int) -> int:
     """Bytes that a worker whose model has files of `size` bytes may map; never more than the machine has."""
     return min(settings.memory or _LIBRARIES + 4 * size, max(machine_memory(), _LIBRARIES))
-
-
-def machine_memory() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

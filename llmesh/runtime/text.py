@@ -127,6 +127,8 @@ class TextReader:
     def feeds(self, texts: Sequence[Tokens]) -> dict[str, Array]:
         """One row a text; what is shorter than the longest, or than the graph wants, gets padding."""
         length = self._fixed or max(map(len, texts))
+        if length == len(texts[0]) and len(texts) == 1:
+            return self._whole_row(texts[0])
         filled = {"input_ids": self._padding, "attention_mask": 0, "token_type_ids": 0}
         feeds = {s.name: np.full((len(texts), length), filled[s.name], dtype=s.dtype) for s in self._specs}
         for row, tokens in enumerate(texts):
@@ -135,6 +137,15 @@ class TextReader:
             if "attention_mask" in feeds:
                 feeds["attention_mask"][row, : len(tokens)] = 1
         return feeds
+
+    def _whole_row(self, tokens: Tokens) -> dict[str, Array]:
+        encoding = tokens.encoding
+        rows = {
+            "input_ids": encoding.ids,
+            "attention_mask": encoding.attention_mask,
+            "token_type_ids": encoding.type_ids,
+        }
+        return {spec.name: np.array([rows[spec.name]], dtype=spec.dtype) for spec in self._specs}
 
     def rows_are_apart(self, outputs: Sequence[TensorSpec], run: Run) -> bool:
         """Whether texts may share a run: the graph takes several, and tried, each gets its own answer."""

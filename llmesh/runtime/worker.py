@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import sys
 import threading
@@ -27,6 +26,7 @@ from llmesh.core.inference import Chunk
 from llmesh.core.model import ModelInfo
 from llmesh.errors import MeshError, ModelFailed, NodeBusy, TooLarge, ValidationFailed
 from llmesh.runtime.job import Job, Model, Outcome
+from llmesh.runtime.memory import own_memory
 from llmesh.runtime.orders import LOAD, Event, Infer, Load, Loaded, Order, Probe, Scan
 from llmesh.runtime.pipe import MAX_BODY, decode_order, encode_event
 from llmesh.runtime.sandbox import SandboxLevel, enter
@@ -35,6 +35,8 @@ __all__ = ["main"]
 
 _PARENT_WATCH_SECONDS = 1.0
 _READ = 1 << 18
+_PROMPT_SECONDS = 0.002
+"""Within so much an answer may bring along that it was accepted, which spares both sides a turn."""
 
 _Job: TypeAlias = Job[Any]
 
@@ -56,10 +58,9 @@ class _Orders:
             self._bodies.extend(self._splitter.feed(data))
         return decode_order(self._bodies.popleft())
 
-    @property
-    def more(self) -> bool:
-        """Whether there is something to read at this moment."""
-        return bool(self._bodies or select.select([self._pipe], [], [], 0)[0])
+    def come_within(self, seconds: float) -> bool:
+        """Whether there is something to read by then."""
+        return bool(self._bodies or select.select([self._pipe], [], [], seconds)[0])
 
 
 class _Worker:
@@ -80,6 +81,8 @@ class _Worker:
         self._fresh: dict[int, _Job] = {}  # of the listening thread: not yet said to be accepted
         self._alone: set[int] = set()
         self._stepping = False
+        self._quick = False
+        self._unsaid = b""  # goes out with what is said next, which of a quick model is soon
 
     def serve(self) -> None:
         """What each of the threads does; the end of the orders is the end of the process."""
@@ -95,19 +98,25 @@ class _Worker:
         """Take orders until there are jobs that this thread is to run itself: all that came at once."""
         said = b""
         while True:
+            if self._unsaid and not self._orders.come_within(_PROMPT_SECONDS):
+                with self._deciding:
+                    self._write(b"")
             order = self._orders.next()
             if order is None:
                 os._exit(0)
             said += self._obey(*order)
-            if self._orders.more and len(self._fresh) < self._model.batch:
+            if self._orders.come_within(0) and len(self._fresh) < self._model.batch:
                 continue
             with self._deciding:
-                self._write(said)
                 self._waiting |= self._fresh
                 self._fresh.clear()
                 if self._waiting and not self._stepping:
                     self._stepping = True
+                    self._unsaid += said
+                    if not self._quick:
+                        self._write(b"")
                     return
+                self._write(said)
             said = b""
 
     def _obey(self, call: int, order: Order) -> bytes:
@@ -151,7 +160,9 @@ class _Worker:
             self._stepping = bool(joining or self._model.busy)
             if not self._stepping:
                 return False
+        start = time.perf_counter()
         outcomes = [(job.call, *_encoded(job.call, outcome)) for job, outcome in self._model.step(joining)]
+        self._quick = time.perf_counter() - start < _PROMPT_SECONDS
         with self._deciding:
             self._write(b"".join(frame for call, frame, last in outcomes if self._is_said(call, last=last)))
         return True
@@ -163,8 +174,9 @@ class _Worker:
         return call in self._jobs
 
     def _write(self, frames: bytes) -> None:
-        self._events.write(frames)
+        self._events.write(self._unsaid + frames)
         self._events.flush()
+        self._unsaid = b""
 
 
 def _encoded(call: int, outcome: Outcome) -> tuple[bytes, bool]:
@@ -216,12 +228,6 @@ def _lock_in(readable: list[Path], memory: int, require: SandboxLevel) -> Sandbo
     return level
 
 
-def _resident() -> int:
-    """The most bytes that this process has had in memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _serve_model(order: Load, orders: _Orders, events: BinaryIO) -> None:
     readable = [Path(order.folder) / name for name in order.files]
     event: Event
@@ -235,7 +241,7 @@ def _serve_model(order: Load, orders: _Orders, events: BinaryIO) -> None:
         event = error
     else:
         info = ModelInfo(ModelId(""), model.task, model.inputs, model.outputs, model.labels)
-        event = Loaded(info, level, order.settings.provider, model.batch, _resident())
+        event = Loaded(info, level, order.settings.provider, model.batch, own_memory())
     events.write(encode_event(LOAD, event))
     events.flush()
     if isinstance(event, MeshError):

@@ -18,16 +18,18 @@ from llmesh.core.model import ModelInfo
 from llmesh.errors import MeshError, ModelFailed, ModelNotFound, NodeBusy, TooLarge, ValidationFailed
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.hosted import HostedModel, LoadPlan
+from llmesh.runtime.memory import machine_memory
 from llmesh.runtime.orders import LOAD, Abilities, Event, Probe
 from llmesh.runtime.pipe import encode_order
 from llmesh.runtime.process import WorkerEnded, WorkerProcess, open_worker
 from llmesh.runtime.runtime import Runtime, WorkerStatus
 from llmesh.runtime.scanner import scan_bundle_graph
-from llmesh.runtime.settings import WorkerSettings, address_space, machine_memory
+from llmesh.runtime.settings import WorkerSettings, address_space
 
 __all__ = ["open_worker_runtime", "probe_workers"]
 
 _PROBE_SECONDS = 30.0
+_END_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -110,6 +112,8 @@ class WorkerRuntime:
         except BaseException:  # a cancel too: what is not loaded must not be found
             del self._hosted[bundle.id]
             hosted.stop()
+            with trio.CancelScope(shield=True), trio.move_on_after(_END_SECONDS):
+                await hosted.stopped.wait()
             raise
         return hosted
 

@@ -79,16 +79,17 @@ def external(location: str) -> onnx.ModelProto:
     return model_of([node], [value("x", T.FLOAT, "n", 3)], [value("y", T.FLOAT, "n", 3)], [weight])
 
 
-def classifier(labels: int = 2, length: int | str = "s") -> onnx.ModelProto:
-    """Scores the k-th label by k times the number of tokens."""
+def classifier(labels: int = 2, length: int | str = "s", axes: tuple[int, ...] = (1,)) -> onnx.ModelProto:
+    """Scores the k-th label by k times the number of tokens; with axis 0, of those of all texts."""
     weights = h.make_tensor("k", T.FLOAT, [labels], [float(k) for k in range(labels)])
+    over = h.make_tensor("axes", T.INT64, [len(axes)], axes)
     nodes = [
         h.make_node("Cast", ["attention_mask"], ["m"], to=T.FLOAT),
-        h.make_node("ReduceSum", ["m"], ["n"], keepdims=1),
+        h.make_node("ReduceSum", ["m", "axes"], ["n"], keepdims=1),
         h.make_node("Mul", ["n", "k"], ["logits"]),
     ]
     given = [value(name, T.INT64, "b", length) for name in ("input_ids", "attention_mask")]
-    return model_of(nodes, given, [value("logits", T.FLOAT, "b", labels)], [weights])
+    return model_of(nodes, given, [value("logits", T.FLOAT, "b", labels)], [weights, over])
 
 
 def opened(folder: Path, graph: str = "model.onnx", **settings: Any) -> BatchedModel[Any]:

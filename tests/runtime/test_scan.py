@@ -73,6 +73,13 @@ def test_external_data_elsewhere_is_refused(tmp_path: Path, location: str) -> No
         scan_graph(save(tmp_path / "bundle", add(external(location))), "model.onnx")
 
 
+def test_a_location_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    data = (save(tmp_path, add(external("w.bin"))) / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(data.replace(b"w.bin", b"w\xffbin"))
+    with pytest.raises(ValidationFailed, match="no text"):
+        scan_graph(tmp_path, "model.onnx")
+
+
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "symlinked folder", "folder", "fifo"])
 def test_external_data_behind_a_link_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").write_bytes(bytes(4))

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -205,6 +206,30 @@ async def test_two_hundred_random_cancels_leave_the_worker_healthy(runtime: Runt
     assert 0 < done <= 200
 
 
+async def test_many_at_once_get_their_own_answers(runtime: Runtime) -> None:
+    bundle = await loaded(runtime, SENTIMENT_ANALYZER)
+    golden = json.loads((SENTIMENT_ANALYZER / "golden.json").read_text())
+    answered = 0
+
+    async def one(case: dict[str, Any]) -> None:
+        nonlocal answered
+        output, usage = await ask(runtime, bundle.id, {"text": case["input"]})
+        assert output["label"] == case["label"]
+        assert output["score"] == pytest.approx(case["score"], abs=0.02)
+        assert usage.input_tokens > 2
+        answered += 1
+
+    async def bad() -> None:
+        with pytest.raises(ValidationFailed):
+            await ask(runtime, bundle.id, {"text": ""})
+
+    async with trio.open_nursery() as nursery:
+        for case in golden["cases"] * 4:
+            nursery.start_soon(one, case)
+            nursery.start_soon(bad)
+    assert answered == 4 * len(golden["cases"])
+
+
 async def test_a_killed_worker_fails_its_call_and_comes_back(runtime: Runtime, save: Save) -> None:
     bundle = await loaded(runtime, save(endless()))
     (first,) = workers()
@@ -325,6 +350,18 @@ async def test_a_worker_sees_no_secret_of_its_node(runtime: Runtime, monkeypatch
     monkeypatch.setenv("LLMESH_SECRET", "x")
     await loaded(runtime, SENTIMENT_ANALYZER)
     assert not [name for name in workers()[0].environ() if name.startswith("LLMESH")]
+
+
+async def test_a_worker_says_nothing_and_tells_nobody(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bundle = await loaded(runtime, SENTIMENT_ANALYZER)
+    assert workers()[0].environ()["ORT_DISABLE_TELEMETRY"] == "1"
+    assert workers()[0].net_connections() == []
+    await ask(runtime, bundle.id, GOOD)
+    await runtime.unload(bundle.id)
+    assert "wrote" not in caplog.text
 
 
 async def test_an_idle_worker_costs_nothing(runtime: Runtime) -> None:

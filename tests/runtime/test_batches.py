@@ -1,0 +1,197 @@
+"""What is run together, what is not, and that nobody suffers from who else is in a run."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmesh.core.encoding import Value
+from llmesh.core.exchange import Cancel
+from llmesh.core.inference import Chunk, Usage
+from llmesh.core.model import TensorSpec
+from llmesh.demo import SENTIMENT_ANALYZER
+from llmesh.errors import ModelFailed, ValidationFailed
+from llmesh.runtime.batches import BatchedModel, similar
+from llmesh.runtime.graph import Stop
+from llmesh.runtime.job import Job
+from llmesh.runtime.settings import WorkerSettings
+
+from .conftest import Save, classifier, opened
+from .test_text import TOKENIZER, WORDS
+
+
+class Counting:
+    """A task whose inputs are token counts; a negative one makes its run fail."""
+
+    task = "raw-tensors"
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.runs: list[list[int]] = []
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def check(self, values: Mapping[str, Value]) -> int:
+        n = values["n"]
+        assert isinstance(n, int)
+        return n
+
+    def answer(self, inputs: Sequence[int], stop: Stop) -> list[dict[str, Value]]:
+        self.runs.append(list(inputs))
+        while not self.hold.wait(0.001):
+            if stop.is_set():
+                raise ModelFailed("stopped")
+        if min(inputs) < 0:
+            raise ModelFailed("a bad one")
+        return [{"n": n} for n in inputs]
+
+    def tokens(self, input: int) -> int:
+        return abs(input)
+
+    def batches(self) -> bool:
+        return True
+
+
+def jobs_of(*numbers: int) -> list[Job[int]]:
+    return [Job(call, n) for call, n in enumerate(numbers, 1)]
+
+
+def ended(model: BatchedModel[int], joining: Sequence[Job[int]]) -> dict[int, Any]:
+    """The last that is said of each job in one step."""
+    return {job.call: outcome for job, outcome in model.step(joining)}
+
+
+def test_what_waits_is_run_together_and_answered_apart() -> None:
+    task = Counting()
+    model = BatchedModel(task, WorkerSettings(max_batch=3))
+    jobs = jobs_of(5, 6, 7, 8)
+    taken = model.take(jobs)
+    assert [job.input for job in taken] == [5, 6, 7]
+    said = list(model.step(taken))
+    assert [(job.call, type(outcome)) for job, outcome in said] == [
+        (call, kind) for call in (1, 2, 3) for kind in (Chunk, Usage)
+    ]
+    assert [outcome.values for _, outcome in said if isinstance(outcome, Chunk)] == [
+        {"n": 5}, {"n": 6}, {"n": 7},
+    ]  # fmt: skip
+    assert [outcome.input_tokens for _, outcome in said if isinstance(outcome, Usage)] == [5, 6, 7]
+    assert model.take([]) == []
+    assert not model.busy
+
+
+def test_one_bad_input_fails_alone() -> None:
+    task = Counting()
+    model = BatchedModel(task, WorkerSettings())
+    jobs = jobs_of(5, -5, 6)
+    assert ended(model, model.take(jobs)) == {}
+    outcomes: dict[int, Any] = {}
+    while model.busy:
+        assert model.take(jobs_of(9)) == []  # first those that wait for their second try
+        outcomes |= ended(model, [])
+    assert {call: type(outcome) for call, outcome in outcomes.items()} == {
+        1: Usage, 2: ModelFailed, 3: Usage,
+    }  # fmt: skip
+    assert task.runs == [[5, -5, 6], [5], [-5], [6]]
+
+
+def test_who_is_to_run_alone_does() -> None:
+    model = BatchedModel(Counting(), WorkerSettings())
+    lone, other, third = jobs_of(5, 5, 5)
+    lone.alone = True
+    assert model.take([lone, other]) == [lone]
+    assert model.take([other, lone, third]) == [other, third]
+
+
+def run_and_leave(model: BatchedModel[int], task: Counting, leaving: int, jobs: list[Job[int]]) -> list[Any]:
+    """Start a run of the jobs and let the first ones leave in the middle of it."""
+    task.hold.clear()
+    said: list[Any] = []
+    thread = threading.Thread(target=lambda: said.extend(model.step(jobs)))
+    thread.start()
+    while not task.runs:
+        pass
+    left = [model.leave(job) for job in jobs[:leaving]]
+    task.hold.set() if leaving < len(jobs) else None
+    thread.join(5)
+    assert not thread.is_alive()
+    assert left == [True] * min(leaving, len(jobs) - 1) + [False] * (leaving == len(jobs))
+    return said
+
+
+def test_a_run_goes_on_for_those_who_stay_and_stops_without_any() -> None:
+    task = Counting()
+    said = run_and_leave(BatchedModel(task, WorkerSettings()), task, 2, jobs_of(5, 6, 7))
+    assert isinstance(said[-1][1], Usage)
+    task = Counting()
+    said = run_and_leave(BatchedModel(task, WorkerSettings()), task, 3, jobs_of(5, 6, 7))
+    assert isinstance(said[-1][1], Cancel)
+
+
+def test_who_left_is_not_tried_again() -> None:
+    task = Counting()
+    model = BatchedModel(task, WorkerSettings())
+    jobs = jobs_of(5, -5, 6)
+    assert run_and_leave(model, task, 1, jobs) == []
+    assert model.leave(jobs[2])
+    assert set(ended(model, [])) == {2}
+    assert not model.busy
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(1, 16), st.integers(1, 2_000))
+def test_a_batch_is_within_its_bounds(lengths: list[int], limit: int, most: int) -> None:
+    jobs = jobs_of(*lengths)
+    chosen = similar(jobs[0], {job: job.input for job in jobs}, limit, most)
+    assert chosen[0] is jobs[0]
+    assert len(set(chosen)) == len(chosen) <= limit
+    short, long = min(job.input for job in chosen), max(job.input for job in chosen)
+    assert long <= 2 * short + 8
+    assert len(chosen) == 1 or long * len(chosen) <= most
+
+
+def test_texts_of_like_length_are_chosen() -> None:
+    jobs = jobs_of(10, 100, 11, 9, 120, 12)
+    chosen = similar(jobs[0], {job: job.input for job in jobs}, 8, 4_096)
+    assert sorted(job.input for job in chosen) == [9, 10, 11, 12]
+
+
+def test_the_sentiment_model_says_the_same_in_company() -> None:
+    model = opened(SENTIMENT_ANALYZER)
+    assert model.batch == 8
+    golden = json.loads((SENTIMENT_ANALYZER / "golden.json").read_text())
+    cases = golden["cases"][:8]
+    jobs = [Job(n, model.check({"text": case["input"]})) for n, case in enumerate(cases)]
+    outcomes: list[Any] = [outcome for _, outcome in model.step(jobs) if isinstance(outcome, Chunk)]
+    for case, outcome in zip(cases, outcomes, strict=True):
+        assert outcome.values["label"] == case["label"]
+        assert outcome.values["score"] == pytest.approx(case["score"], abs=0.02)
+
+
+def test_a_graph_whose_rows_meddle_is_run_one_by_one(save: Save) -> None:
+    configs: dict[str, Any] = {"tokenizer": TOKENIZER, "config": {"id2label": WORDS}}
+    assert opened(save(classifier(), **configs)).batch == 8
+    assert opened(save(classifier(), **configs), max_batch=1).batch == 1
+    assert opened(save(classifier(axes=(0, 1)), **configs)).batch == 1
+    fixed = classifier()
+    fixed.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    assert opened(save(fixed, **configs)).batch == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threads": 0}, {"max_batch": 0}, {"window": -1.0}, {"window": 5.0}, {"provider": "abacus"}]
+)
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationFailed):
+        WorkerSettings(**wrong)
+
+
+def test_a_provider_that_is_not_installed_is_named(save: Save) -> None:
+    with pytest.raises(ValidationFailed, match=r"set to run models by cuda.*\[cuda\]"):
+        opened(save(classifier()), provider="cuda")
