@@ -36,6 +36,7 @@ CLOCK_SKEW = 300
 """Seconds by which another node's clock may run ahead of ours."""
 MAX_DESCRIPTION = 512
 MAX_LICENCE = 64
+MAX_VARIANT = 256
 SIGNATURE_BYTES = 64
 _MAX_SEQUENCE = (1 << 63) - 1
 # The shape of a multiaddr only: an address of a kind that we cannot dial is carried, not refused.
@@ -48,12 +49,18 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One model at one price by one provider; `fee` is per inference."""
+    """One variant of one model at one price by one provider; `fee` is per inference.
+
+    `variant` is the ONNX file that runs, `execution` its class of arithmetic (see `model.EXECUTIONS`);
+    both are empty where the provider says nothing of them.
+    """
 
     model_id: ModelId
     card: Card
     task: str
     fee: Amount
+    variant: str = ""
+    execution: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +175,13 @@ def _to_json(announcement: Announcement) -> Json:
 def _offer_to_json(offer: Offer) -> Json:
     return {
         "description": offer.card.description,
+        "execution": offer.execution,
         "fee": str(offer.fee.micro),
         "licence": offer.card.licence,
         "model_id": offer.model_id,
         "name": offer.card.name,
         "task": offer.task,
+        "variant": offer.variant,
         "version": offer.card.version,
     }
 
@@ -194,6 +203,8 @@ def _from_json(fields: dict[str, Json]) -> Announcement:
 
 def _offer_from_json(item: Json) -> Offer:
     fields = _object(item, "An offer")
+    silent: dict[str, Json] = {"variant": "", "execution": ""}
+    said = silent | fields
     return Offer(
         model_id=model_id(_text(fields, "model_id", 64)),
         card=Card(
@@ -204,6 +215,8 @@ def _offer_from_json(item: Json) -> Offer:
         ),
         task=_matching(_text(fields, "task", 64), _TASK, "a task"),
         fee=_amount(fields, "fee"),
+        variant=_text(said, "variant", MAX_VARIANT),
+        execution=_text(said, "execution", 64),
     )
 
 

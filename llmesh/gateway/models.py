@@ -43,4 +43,6 @@ def _render(offer: Offer, announcement: Announcement) -> ModelBody:
         stake=mesh(announcement.stake),
         description=offer.card.description,
         licence=offer.card.licence,
+        variant=offer.variant,
+        execution=offer.execution,
     )

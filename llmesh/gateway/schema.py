@@ -147,6 +147,10 @@ class ModelBody(Struct):
     stake: _Mesh
     description: str
     licence: str
+    variant: Annotated[str, Meta(description="The ONNX file of the bundle that runs.")]
+    execution: Annotated[
+        str, Meta(description="Its class of arithmetic, such as fp32-strict or int8-dynamic.")
+    ]
 
 
 class ModelsBody(Struct):

@@ -14,7 +14,7 @@ import trio
 
 from llmesh.core.admission import Admission, Limits, size_of
 from llmesh.core.amount import Amount
-from llmesh.core.announcement import Offer
+from llmesh.core.announcement import MAX_VARIANT, Offer
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, Usage
@@ -75,7 +75,9 @@ class Provider:
         info = await self._runtime.load(bundle)
         self._check_card(bundle.id, card)  # another may have come while it loaded
         self._offers.pop(info.id, None)
-        offer = self._offers[info.id] = Offer(info.id, card, info.task, fee)
+        offer = self._offers[info.id] = Offer(
+            info.id, card, info.task, fee, info.variant[:MAX_VARIANT], info.execution
+        )
         self._bundles[info.id] = bundle
         return offer
 

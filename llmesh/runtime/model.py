@@ -40,7 +40,7 @@ _MAX_TOKENIZER = 64 << 20
 def open_model(order: Load) -> Model[Any]:
     """Raises ValidationFailed, naming the file at fault."""
     files = _Files(order)
-    if files.hint("task") in {None, TEXT_GENERATION} and _generates(files):
+    if _generates(files):
         return TextGenerator(order)
     graph = Graph(
         Path(order.folder) / order.graph, order.graph, order.settings.threads, order.settings.provider
@@ -112,8 +112,10 @@ def _detect(graph: Graph, files: _Files) -> str:
 
 def _generates(files: _Files) -> bool:
     """By the files alone, so that a large graph is not loaded to find out."""
+    if files.hint("task") is not None:
+        return files.hint("task") == TEXT_GENERATION
     decoder = _is_built(files.config, "ForCausalLM") or _is_built(files.config, "LMHeadModel")
-    return decoder or "genai_config.json" in files or files.hint("task") == TEXT_GENERATION
+    return decoder or ("genai_config.json" in files and "architectures" not in files.config)
 
 
 def _is_built(config: dict[str, Json], ending: str) -> bool:

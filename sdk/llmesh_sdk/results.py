@@ -29,6 +29,8 @@ class ModelOffer:
     stake: Amount
     description: str = field(default="", repr=False)
     licence: str = field(default="", repr=False)
+    variant: str = field(default="", repr=False)
+    execution: str = field(default="", repr=False)
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
@@ -42,6 +44,8 @@ class ModelOffer:
             stake=Amount.parse(fields["stake"]),
             description=fields.get("description", ""),
             licence=fields.get("licence", ""),
+            variant=fields.get("variant", ""),
+            execution=fields.get("execution", ""),
         )
 
 

@@ -204,3 +204,9 @@ def test_garbage_is_refused(packed: bytes) -> None:
 
 def test_a_signed_announcement_is_plain_data() -> None:
     assert SignedAnnouncement(SIGNED.payload, SIGNED.signature, GOOD) == SIGNED
+
+
+def test_an_offer_names_its_variant_and_execution() -> None:
+    offer = replace(OFFER, variant="onnx/model_q4.onnx", execution="int4")
+    signed = sign_announcement(replace(GOOD, offers=(offer,)), sign, now=NOW)
+    assert read_announcement(signed.payload, signed.signature, now=NOW).announcement.offers == (offer,)

@@ -55,7 +55,7 @@ class FakeRouter:
 
 def offer(name: str, fee: str) -> tuple[Offer, Announcement]:
     card = Card(name, version="1.0.0", description="Tells feelings.", licence="Apache-2.0")
-    made = Offer(MODEL_ID, card, "text-classification", Amount.parse(fee))
+    made = Offer(MODEL_ID, card, "text-classification", Amount.parse(fee), "model.onnx", "fp32-strict")
     return made, Announcement(PROVIDER, 1, (), (made,), Amount.parse(1000), 0, 1)
 
 

@@ -100,6 +100,8 @@ async def test_a_model_is_told_whole(client) -> None:
             "stake": 1000,
             "description": "Tells feelings.",
             "licence": "Apache-2.0",
+            "variant": "model.onnx",
+            "execution": "fp32-strict",
         }
     ]
 
