@@ -154,7 +154,7 @@ class Router:
                 )
                 return await self._try(run, ranked[: self._settings.attempts])
             self._note_late(run)
-            raise RequestTimeout(f"There was no answer within {request.timeout:g} s{tried(run.failures)}.")
+            raise _too_late(run)
         except MeshError as error:
             error.request_id = request.id
             raise
@@ -187,14 +187,17 @@ class Router:
         return window if window < left else math.inf  # the deadline itself comes first
 
     async def _attempt(self, run: _Run, candidate: Candidate, number: int, window: float) -> Result:
-        run.asked, run.asked_at = candidate, trio.current_time()
+        now = trio.current_time()
+        if now >= run.deadline:  # trio cancels at the next checkpoint only
+            raise _too_late(run)
+        run.asked, run.asked_at = candidate, now
         attempt = Attempt(
             run.request.id,
             number,
             candidate.offer.model_id,
             run.request.input,
             candidate.fee,
-            run.deadline - run.asked_at,
+            run.deadline - now,
         )
         with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
             return await self._answer(run, candidate, attempt, scope)
@@ -304,6 +307,10 @@ def _output(chunks: Sequence[Chunk]) -> dict[str, Value]:
     output = {name: value for chunk in chunks for name, value in chunk.values.items()}
     text = "".join(chunk.text for chunk in chunks)
     return {**output, "text": text} if text else output
+
+
+def _too_late(run: _Run) -> RequestTimeout:
+    return RequestTimeout(f"There was no answer within {run.request.timeout:g} s{tried(run.failures)}.")
 
 
 def _honest(error: MeshError, run: _Run) -> MeshError:

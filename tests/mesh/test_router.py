@@ -419,6 +419,22 @@ async def test_a_timeout_stops_the_provider(open_mesh: OpenMesh, autojump_clock:
         assert not await bob.ledger.earnings(PeerId("bob"))
 
 
+async def test_the_shortest_timeouts_are_late_and_nothing_else(open_mesh: OpenMesh) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", runtime=EchoRuntime(delay=0.2))
+        ann.runtime.delay = 0.2
+        await ann.deploy("mood", "b")
+        await bob.deploy("senti", "a")
+        for model in ("mood", "senti"):
+            for power in range(-40, -3):  # in real time, so that it passes between any two steps
+                with pytest.raises(RequestTimeout):
+                    await ann.router.infer(request(model, timeout=2.0**power))
+            with pytest.raises(RequestTimeout):
+                await streamed(ann, request(model, timeout=1e-9))
+        await wait_all_tasks_blocked()
+        assert ann.provider.running == bob.provider.running == 0
+
+
 async def test_whoever_let_a_deadline_pass_is_known_as_slow(
     open_mesh: OpenMesh, autojump_clock: MockClock
 ) -> None:
