@@ -60,8 +60,22 @@ class Candidates:
         wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
         return rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
 
+    def other(self, ref: ModelRef, model: ModelId) -> ModelId | None:
+        """Another model that the reference may mean and that someone present offers."""
+        if ref.id is not None:
+            return None
+        return most_bonded(ref, [pair for pair in self._present(ref) if pair[0].model_id != model])
+
+    def _meant(self, ref: ModelRef) -> ModelId | None:
+        """The model of that name; announced stake is no proof, so only those present put theirs in."""
+        return most_bonded(ref, self._present(ref) or self._offers.lookup(ref))
+
+    def _present(self, ref: ModelRef) -> list[tuple[Offer, Announcement]]:
+        offers = self._offers.lookup(ref)
+        return [pair for pair in offers if not self._reputation.absent(pair[1].peer_id)]
+
     def _known(self, ref: ModelRef) -> list[Candidate]:
-        model = ref.id or self._own_model(ref) or most_bonded(ref, self._offers.lookup(ref))
+        model = ref.id or self._own_model(ref) or self._meant(ref)
         if model is None:
             return []
         own = self._provider.peer_id

@@ -101,6 +101,8 @@ class Provider:
         however often it is served, and never for this node's own requests or for no answer.
         Leaving the block early or cancelling it stops the work and books nothing.
         """
+        if not attempt.timeout > 0:  # not a number counts as over too
+            raise RequestTimeout("The time for the attempt had passed before it came.")
         offer = self._offers.get(attempt.model_id)
         if offer is None:
             raise _not_here(attempt.model_id)

@@ -29,13 +29,16 @@ class ReputationSettings:
     """Seconds of standing back: doubled with each failure in a row, from the first to the longest.
 
     `failure` and `longest_failure` are for what may happen to anyone, `disgrace` and
-    `longest_disgrace` for answers that break the protocol; `remembered` bounds both tables.
+    `longest_disgrace` for answers that break the protocol.  `absence` and `longest_absence` are for
+    how long a peer that never answered counts as absent.  `remembered` bounds both tables.
     """
 
     failure: float = 1.0
     longest_failure: float = 8.0
     disgrace: float = 60.0
     longest_disgrace: float = 3600.0
+    absence: float = 60.0
+    longest_absence: float = 3600.0
     remembered: int = 4096
 
 
@@ -47,8 +50,10 @@ _SMOOTHING = 0.3
 class _Standing:
     """Failures and bad answers in a row, and until when (trio's clock) each keeps the peer back."""
 
+    proven: bool = False  # it has answered once
     failures: int = 0
     failing_until: float = 0.0
+    absent_until: float = 0.0
     disgraces: int = 0
     disgraced_until: float = 0.0
     load: float = 0.0
@@ -89,6 +94,16 @@ class Reputation:
         """How the peer stands at this moment."""
         return self._trust(peer, self._standings.get(peer))
 
+    def absent(self, peer: PeerId) -> bool:
+        """Whether the peer is no reason to take a name for its model: it is down or failed lately.
+
+        A busy peer is not absent.  Who never answered is absent for longer after a failure, so that
+        offers of nobody do not cost every consumer a request each few seconds.
+        """
+        standing = self._standings.get(peer)
+        failed = standing is not None and standing.absent_until > trio.current_time()
+        return failed or self._trust(peer, standing) >= Trust.DOWN
+
     @contextmanager
     def asking(self, peer: PeerId) -> Iterator[None]:
         """Count an attempt as under way while the block runs."""
@@ -107,7 +122,8 @@ class Reputation:
     def answered(self, peer: PeerId, model: ModelId, seconds: float, usage: Usage) -> None:
         """The peer answered well; its failures are forgiven, a past disgrace halves."""
         standing = self._standing(peer)
-        standing.failures, standing.failing_until = 0, 0.0
+        standing.proven, standing.failures = True, 0
+        standing.failing_until = standing.absent_until = 0.0
         standing.disgraces //= 2
         self._sample(peer, model, seconds, usage.output_tokens / max(seconds, 1e-6))
 
@@ -127,9 +143,12 @@ class Reputation:
     def failed(self, peer: PeerId) -> None:
         """The peer could not be reached, broke off, or its model failed."""
         standing = self._standing(peer)
-        pause = _doubled(self._settings.failure, standing.failures, self._settings.longest_failure)
+        now, settings = trio.current_time(), self._settings
+        pause = _doubled(settings.failure, standing.failures, settings.longest_failure)
+        absence = _doubled(settings.absence, standing.failures, settings.longest_absence)
         standing.failures += 1
-        standing.failing_until = trio.current_time() + pause
+        standing.failing_until = now + pause
+        standing.absent_until = now + (pause if standing.proven else absence)
 
     def disgraced(self, peer: PeerId) -> None:
         """The peer's answer broke the protocol."""

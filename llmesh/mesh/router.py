@@ -17,7 +17,7 @@ import trio
 
 from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
-from llmesh.core.ids import PeerId
+from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Candidate, Wishes
 from llmesh.core.verdict import Failure, tried, verdict
@@ -71,6 +71,7 @@ class _Run:
     failures: list[Failure] = field(default_factory=list)
     asked: Candidate | None = None
     asked_at: float = 0.0
+    accepted: bool = False
     shown: bool = False
 
     @property
@@ -154,7 +155,7 @@ class Router:
                 )
                 return await self._try(run, ranked[: self._settings.attempts])
             self._note_late(run)
-            raise RequestTimeout(f"There was no answer within {request.timeout:g} s{tried(run.failures)}.")
+            raise _too_late(run)
         except MeshError as error:
             error.request_id = request.id
             raise
@@ -178,7 +179,20 @@ class Router:
                 run.failures.append((candidate.peer_id, failure))
                 if run.shown or not failure.try_next():
                     raise failure from error.__cause__
-        raise verdict(run.failures)
+        raise self._advised(run, verdict(run.failures), candidates[0].offer.model_id)
+
+    def _advised(self, run: _Run, error: MeshError, model: ModelId) -> MeshError:
+        """The error with the way out, where the name has another model that somebody serves."""
+        ref = run.request.model
+        other = self._candidates.other(ref, model) if isinstance(error, NodeUnreachable) else None
+        if other is None:
+            return error
+        return NodeUnreachable(
+            f"{error.message} {ref} meant model {model}; another of that name can be asked for as"
+            f" {ref.name}@{other}.",
+            peer_id=error.peer_id,
+            remote=error.remote,
+        )
 
     def _window(self, run: _Run, others: Sequence[Candidate]) -> float:
         """Seconds for a provider to accept: half of what is left where others could still be asked."""
@@ -187,14 +201,17 @@ class Router:
         return window if window < left else math.inf  # the deadline itself comes first
 
     async def _attempt(self, run: _Run, candidate: Candidate, number: int, window: float) -> Result:
-        run.asked, run.asked_at = candidate, trio.current_time()
+        now = trio.current_time()
+        if now >= run.deadline:  # trio cancels at the next checkpoint only
+            raise _too_late(run)
+        run.asked, run.asked_at, run.accepted = candidate, now, False
         attempt = Attempt(
             run.request.id,
             number,
             candidate.offer.model_id,
             run.request.input,
             candidate.fee,
-            run.deadline - run.asked_at,
+            run.deadline - now,
         )
         with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
             return await self._answer(run, candidate, attempt, scope)
@@ -207,7 +224,6 @@ class Router:
         self, run: _Run, candidate: Candidate, attempt: Attempt, window: trio.CancelScope
     ) -> Result:
         chunks: list[Chunk] = []
-        accepted = False
         try:
             async with self._served(candidate, attempt, window) as events:
                 async for event in events:
@@ -216,11 +232,11 @@ class Router:
                     if isinstance(event, Chunk):
                         chunks.append(event)
                     else:
-                        accepted, window.deadline = True, math.inf
+                        run.accepted, window.deadline = True, math.inf
                         self._reputation.accepted(candidate.peer_id, event.load)
                     await run.pass_on(event)
         except NetworkError as error:
-            if error.remote or accepted:
+            if error.remote or run.accepted:
                 raise
             raise NodeUnreachable(error.message, peer_id=candidate.peer_id) from error
         raise ModelFailed("The answer ended without an end.", peer_id=candidate.peer_id)
@@ -273,9 +289,12 @@ class Router:
             self._reputation.failed(peer)
 
     def _note_late(self, run: _Run) -> None:
-        if run.asked is not None:
-            waited = trio.current_time() - run.asked_at
-            self._reputation.late(run.asked.peer_id, run.asked.offer.model_id, waited)
+        if run.asked is None:
+            return
+        peer, waited = run.asked.peer_id, trio.current_time() - run.asked_at
+        self._reputation.late(peer, run.asked.offer.model_id, waited)
+        if not run.accepted and waited >= self._settings.attempt_window / 2:
+            self._learn(peer, NodeUnreachable(f"{peer} did not accept the request in time."))
 
 
 async def _streamed(
@@ -304,6 +323,10 @@ def _output(chunks: Sequence[Chunk]) -> dict[str, Value]:
     output = {name: value for chunk in chunks for name, value in chunk.values.items()}
     text = "".join(chunk.text for chunk in chunks)
     return {**output, "text": text} if text else output
+
+
+def _too_late(run: _Run) -> RequestTimeout:
+    return RequestTimeout(f"There was no answer within {run.request.timeout:g} s{tried(run.failures)}.")
 
 
 def _honest(error: MeshError, run: _Run) -> MeshError:

@@ -142,6 +142,16 @@ async def test_the_deadline_reaches_a_consumer_that_does_not_take(autojump_clock
     assert runtime.running == provider.running == 0
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1e-9, float("-inf"), float("nan")])
+async def test_an_attempt_whose_time_is_over_is_late_and_starts_nothing(timeout: float) -> None:
+    runtime = EchoRuntime()
+    provider, _ = await deployed(runtime)
+    for consumer in (ANN, ME):
+        with pytest.raises(RequestTimeout):
+            await served(provider, attempt(timeout=timeout), consumer)
+    assert runtime.started == provider.running == 0
+
+
 async def test_no_attempt_may_run_for_ever(autojump_clock: MockClock) -> None:
     provider, _ = await deployed(EchoRuntime(delay=1000), Limits(seconds=60))
     with pytest.raises(ModelFailed, match="60 s"):

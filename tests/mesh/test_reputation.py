@@ -81,6 +81,39 @@ async def test_a_busy_peer_stands_back_for_what_it_asked_within_reason(autojump_
     assert known.measured(candidate()).load == 0.25
 
 
+async def absence(of: Reputation) -> float:
+    """Seconds until the peer is no longer absent."""
+    start = trio.current_time()
+    while of.absent(ANN):  # noqa: ASYNC110  (standing is a matter of time alone)
+        await trio.sleep(0.25)
+    return trio.current_time() - start
+
+
+async def test_who_never_answered_is_absent_for_longer_after_a_failure(autojump_clock: MockClock) -> None:
+    known = reputation()
+    assert not known.absent(ANN)
+    times = []
+    for _ in range(8):
+        known.failed(ANN)
+        times.append(await absence(known))
+    assert times == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    known.answered(ANN, MODEL, 1.0, Usage())
+    known.failed(ANN)
+    assert await absence(known) == 1
+    known.failed(ANN)
+    known.answered(ANN, MODEL, 1.0, Usage())
+    assert not known.absent(ANN)
+
+
+async def test_the_down_and_the_disgraced_are_absent_and_the_busy_are_not() -> None:
+    assert reputation(100, ANN).absent(ANN)
+    known = reputation()
+    known.busy(ANN, 5.0)
+    assert not known.absent(ANN)
+    known.disgraced(ANN)
+    assert known.absent(ANN)
+
+
 async def test_speed_is_kept_per_model_and_follows_slowly() -> None:
     known = reputation()
     known.answered(ANN, MODEL, 1.0, Usage(output_tokens=100))

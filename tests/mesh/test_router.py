@@ -188,6 +188,77 @@ async def test_the_other_model_of_the_name_is_no_way_out(open_mesh: OpenMesh) ->
         assert bob.runtime.started == 0
 
 
+async def test_stake_of_nobody_does_not_take_a_name_for_good(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", stake=10)
+        ghost = await mesh.add("ghost", stake=10**9)
+        await bob.deploy("senti", "a")
+        await ghost.deploy("senti", "b")
+        mesh.network.kill(PeerId("ghost"))
+        with pytest.raises(NodeUnreachable, match=f"senti meant model {B}.* senti@{A}"):
+            await ann.router.infer(request())
+        assert bob.runtime.started == 0
+        for _ in range(5):
+            assert (await ann.router.infer(request())).model_id == A
+            await trio.sleep(10)
+        with pytest.raises(NodeUnreachable) as caught:
+            await ann.router.infer(request(f"senti@{B}"))
+        assert A not in caught.value.message
+
+
+@pytest.mark.parametrize("timeout", [1.5, 30.0])
+async def test_stake_that_hangs_does_not_either(
+    open_mesh: OpenMesh, autojump_clock: MockClock, timeout: float
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", stake=10)
+        ghost = await mesh.add("ghost", stake=10**9)
+        await bob.deploy("senti", "a")
+        await ghost.deploy("senti", "b")
+        mesh.network.freeze(PeerId("ghost"))
+        with pytest.raises((NodeUnreachable, RequestTimeout)):
+            await ann.router.infer(request(timeout=timeout))
+        assert (await ann.router.infer(request(timeout=timeout))).model_id == A
+
+
+async def test_a_short_timeout_says_nothing_of_a_peer(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", stake=10)
+        cat = await mesh.add("cat", stake=20)
+        await bob.deploy("senti", "a")
+        await cat.deploy("senti", "b")
+        mesh.network.weather = type(mesh.network.weather)(delay=0.05)
+        with pytest.raises(RequestTimeout):
+            await ann.router.infer(request(timeout=0.08))
+        assert (await ann.router.infer(request())).model_id == B
+
+
+async def test_a_name_means_what_somebody_serves(open_mesh: OpenMesh) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", stake=10)
+        cat = await mesh.add("cat", stake=20)
+        await bob.deploy("senti", "a")
+        await cat.deploy("senti", "b")
+        mesh.down.add(PeerId("cat"))
+        assert (await ann.router.infer(request())).model_id == A
+        mesh.down.add(PeerId("bob"))  # with nobody present all compete as before
+        assert (await ann.router.infer(request())).model_id == B
+
+
+async def test_a_busy_provider_keeps_its_models_name(open_mesh: OpenMesh) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", stake=10)
+        cat = await mesh.add("cat", stake=20, answer=saying(NodeBusy("full", retry_after=8.0)))
+        await bob.deploy("senti", "a")
+        await cat.deploy("senti", "b")
+        for _ in range(2):
+            with pytest.raises(NodeBusy):
+                await ann.router.infer(request())
+        assert bob.runtime.started == 0
+
+
 async def test_own_model_of_the_name_comes_before_the_most_bonded(open_mesh: OpenMesh) -> None:
     async with open_mesh() as mesh:
         ann, bob = await mesh.add("ann"), await mesh.add("bob", stake=10**9)
@@ -417,6 +488,22 @@ async def test_a_timeout_stops_the_provider(open_mesh: OpenMesh, autojump_clock:
             assert (bob.runtime.running, bob.provider.running) == (0, 0)
         assert bob.runtime.cancelled == 2
         assert not await bob.ledger.earnings(PeerId("bob"))
+
+
+async def test_the_shortest_timeouts_are_late_and_nothing_else(open_mesh: OpenMesh) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", runtime=EchoRuntime(delay=0.2))
+        ann.runtime.delay = 0.2
+        await ann.deploy("mood", "b")
+        await bob.deploy("senti", "a")
+        for model in ("mood", "senti"):
+            for power in range(-40, -3):  # in real time, so that it passes between any two steps
+                with pytest.raises(RequestTimeout):
+                    await ann.router.infer(request(model, timeout=2.0**power))
+            with pytest.raises(RequestTimeout):
+                await streamed(ann, request(model, timeout=1e-9))
+        await wait_all_tasks_blocked()
+        assert ann.provider.running == bob.provider.running == 0
 
 
 async def test_whoever_let_a_deadline_pass_is_known_as_slow(
