@@ -24,6 +24,9 @@ from llmesh.mesh.reputation import Reputation
 
 __all__ = ["Candidates", "Offers"]
 
+NAMES_TOLD = 5
+"""The most names of one model that an error lists."""
+
 
 class Offers(Protocol):
     """Where offers are known; discovery is."""
@@ -56,7 +59,7 @@ class Candidates:
                 await self._offers.find(request.model)
             known = self._known(request.model)
         if not known:
-            raise ModelNotFound(f"No valid offer of {request.model} is known, here or to the peers asked.")
+            raise self._unknown(request.model)
         wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
         return rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
 
@@ -81,17 +84,33 @@ class Candidates:
         own = self._provider.peer_id
         cheapest: dict[PeerId, Candidate] = {}
         for offer in self._provider.offers:
-            if offer.model_id == model:
+            if offer.model_id == model and _pinned(ref, offer):
                 cheapest[own] = Candidate(own, (), offer, FREE, FREE)
         for offer, announcement in self._offers.lookup(ModelRef(ref.name, id=model)):
             peer = announcement.peer_id
-            if peer != own and (peer not in cheapest or offer.fee < cheapest[peer].fee):
+            if peer == own or not _pinned(ref, offer):
+                continue
+            if peer not in cheapest or offer.fee < cheapest[peer].fee:
                 cheapest[peer] = Candidate(peer, announcement.addresses, offer, announcement.stake, offer.fee)
         return list(cheapest.values())
 
     def _own_model(self, ref: ModelRef) -> ModelId | None:
         """This node's own model of that name, the one deployed last where versions differ."""
-        for offer in reversed(self._provider.offers):
-            if offer.card.name == ref.name and ref.version in ("", offer.card.version):
-                return offer.model_id
-        return None
+        return next((o.model_id for o in reversed(self._provider.offers) if _named(ref, o)), None)
+
+    def _unknown(self, ref: ModelRef) -> ModelNotFound:
+        offers = [*self._provider.offers, *(offer for offer, _ in self._offers.lookup(ref))]
+        names = sorted({f"{o.card.name}:{o.card.version}" for o in offers if o.model_id == ref.id})
+        if not names:
+            return ModelNotFound(f"No valid offer of {ref} is known, here or to the peers asked.")
+        known = ", ".join(names[:NAMES_TOLD])
+        return ModelNotFound(f"No valid offer of {ref} is known; that model is offered as {known}.")
+
+
+def _named(ref: ModelRef, offer: Offer) -> bool:
+    return offer.card.name == ref.name and ref.version in ("", offer.card.version)
+
+
+def _pinned(ref: ModelRef, offer: Offer) -> bool:
+    """Whether the offer bears the name that stands before a pin, if one does."""
+    return ref.id is None or not ref.name or _named(ref, offer)

@@ -266,7 +266,7 @@ class Router:
         self._reputation.answered(candidate.peer_id, attempt.model_id, now - run.asked_at, event.usage)
         return Result(
             request_id=attempt.request_id,
-            model=run.request.model.name or candidate.offer.card.name,
+            model=candidate.offer.card.name,
             model_id=attempt.model_id,
             output=_output(chunks),
             fee=event.fee,

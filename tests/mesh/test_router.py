@@ -188,6 +188,27 @@ async def test_the_other_model_of_the_name_is_no_way_out(open_mesh: OpenMesh) ->
         assert bob.runtime.started == 0
 
 
+async def test_the_name_before_a_pin_must_be_the_models(open_mesh: OpenMesh) -> None:
+    async with open_mesh() as mesh:
+        ann, bob, cat = await mesh.add("ann"), await mesh.add("bob"), await mesh.add("cat")
+        await bob.deploy("senti", "a", fee="0.2")
+        await cat.deploy("mood", "a", fee="0.1", version="2.0.0")
+        for asker in (ann, bob):  # bob has that model itself
+            for pin in (f"joy@{A}", f"senti:2.0.0@{A}"):
+                with pytest.raises(ModelNotFound, match=r"offered as mood:2\.0\.0, senti:1\.0\.0\."):
+                    await asker.router.infer(request(pin))
+        with pytest.raises(ModelNotFound, match=f"No valid offer of senti@{B} is known, here"):
+            await ann.router.infer(request(f"senti@{B}"))
+        for pin, name, provider in (
+            (f"senti@{A}", "senti", "bob"),
+            (f"senti:1.0.0@{A}", "senti", "bob"),
+            (f"mood:2.0.0@{A}", "mood", "cat"),
+            (A, "mood", "cat"),
+        ):
+            result = await ann.router.infer(request(pin))
+            assert (result.model, result.provider) == (name, provider)
+
+
 async def test_stake_of_nobody_does_not_take_a_name_for_good(
     open_mesh: OpenMesh, autojump_clock: MockClock
 ) -> None:
