@@ -62,10 +62,14 @@ def size_of(values: Mapping[str, Value]) -> int:
 
 
 class Admission:
-    """Counts what runs.  Every place that `admit` gives is given back once by `release`."""
+    """Counts what runs.  Every place that `admit` gives is given back once by `release`.
 
-    def __init__(self, limits: Limits) -> None:
+    `own` is this node itself, which may take all of its places; every other peer has its share.
+    """
+
+    def __init__(self, limits: Limits, own: PeerId) -> None:
         self.limits = limits
+        self._own = own
         self._running: Counter[PeerId] = Counter()
         self._held = 0
         self._seconds = 0.1
@@ -84,7 +88,7 @@ class Admission:
         """Take a place for an input of so many bytes.  Raises TooLarge, or NodeBusy where none is free."""
         if size > self.limits.input_bytes:
             raise TooLarge(f"The input takes {size} bytes; this provider takes {self.limits.input_bytes}.")
-        if self._running[consumer] >= self.limits.per_peer:
+        if consumer != self._own and self._running[consumer] >= self.limits.per_peer:
             raise self._busy(f"All {self.limits.per_peer} places that one peer may have are taken.")
         if self.running >= self.limits.running or self._held + size > self.limits.held_bytes:
             raise self._busy(f"No place is free; {self.running} requests are running.")

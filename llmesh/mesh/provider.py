@@ -49,7 +49,7 @@ class Provider:
         self._ledger = ledger
         self._offers: dict[ModelId, Offer] = {}
         self._bundles: dict[ModelId, Bundle] = {}
-        self._admission = Admission(limits)
+        self._admission = Admission(limits, peer_id)
 
     @property
     def offers(self) -> tuple[Offer, ...]:

@@ -11,12 +11,12 @@ from llmesh.core.encoding import Tensor
 from llmesh.core.ids import PeerId
 from llmesh.errors import MeshError, NodeBusy, TooLarge
 
-ANN, BOB = PeerId("ann"), PeerId("bob")
+ANN, BOB, OWN = PeerId("ann"), PeerId("bob"), PeerId("own")
 LIMITS = Limits(running=3, per_peer=2, input_bytes=100, held_bytes=250)
 
 
 def test_each_peer_has_its_share_and_all_have_the_whole() -> None:
-    admission = Admission(LIMITS)
+    admission = Admission(LIMITS, OWN)
     place = admission.admit(ANN, 1)
     admission.admit(ANN, 1)
     with pytest.raises(NodeBusy, match="one peer"):
@@ -31,8 +31,18 @@ def test_each_peer_has_its_share_and_all_have_the_whole() -> None:
     assert admission.running == 3
 
 
+def test_own_attempts_may_take_every_place() -> None:
+    admission = Admission(LIMITS, OWN)
+    places = [admission.admit(OWN, 1) for _ in range(LIMITS.running)]
+    for peer in (OWN, ANN):
+        with pytest.raises(NodeBusy, match="3 requests are running"):
+            admission.admit(peer, 1)
+    admission.release(places[0], 0.5)
+    admission.admit(ANN, 1)
+
+
 def test_the_input_of_one_and_of_all_is_bounded() -> None:
-    admission = Admission(LIMITS)
+    admission = Admission(LIMITS, OWN)
     with pytest.raises(TooLarge, match="takes 101 bytes"):
         admission.admit(ANN, 101)
     places = [admission.admit(ANN, 100), admission.admit(ANN, 100)]
@@ -43,7 +53,7 @@ def test_the_input_of_one_and_of_all_is_bounded() -> None:
 
 
 def test_retry_after_follows_the_time_that_places_are_held() -> None:
-    admission = Admission(Limits(running=1, per_peer=1))
+    admission = Admission(Limits(running=1, per_peer=1), OWN)
     waits = []
     for seconds in (0.001, 8.0, 8.0, 10_000.0):
         admission.release(admission.admit(ANN, 1), seconds)
@@ -59,7 +69,7 @@ def test_retry_after_follows_the_time_that_places_are_held() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([ANN, BOB]), st.integers(0, 120), st.booleans())))
 def test_what_is_released_is_all_that_was_taken(steps: list[tuple[PeerId, int, bool]]) -> None:
-    admission = Admission(LIMITS)
+    admission = Admission(LIMITS, OWN)
     places: list[Place] = []
     for consumer, size, release in steps:
         if release and places:

@@ -184,6 +184,13 @@ async def test_what_is_full_refuses_and_says_when_to_come_back() -> None:
     assert len(await served(provider, attempt("2"))) == 3
 
 
+async def test_own_requests_share_all_places() -> None:
+    provider, _ = await deployed(limits=Limits(running=2, per_peer=1))
+    async with provider.serve(attempt(), ME), provider.serve(attempt("2"), ME):
+        with pytest.raises(NodeBusy, match="2 requests are running"):
+            await served(provider, attempt("3"), ME)
+
+
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
