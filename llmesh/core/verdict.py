@@ -16,7 +16,7 @@ from llmesh.errors import (
     error_from_code,
 )
 
-__all__ = ["Failure", "tried", "verdict"]
+__all__ = ["Failure", "named_once", "tried", "verdict"]
 
 Failure: TypeAlias = tuple[PeerId, MeshError]
 """Who failed, and how."""
@@ -47,6 +47,24 @@ def verdict(failures: Sequence[Failure]) -> MeshError:
 
 def _weight(error: MeshError) -> int:
     return _TELLING.index(type(error)) if type(error) in _TELLING else len(_TELLING)
+
+
+def named_once(message: str, peer: PeerId) -> str:
+    """A reason of ours in which each floor had named the peer, with the peer and each cause told once.
+
+    "The session with P is over: The link to peer P broke: it ended." becomes "The session with P is
+    over: it ended."; causes are parted by "; ".
+    """
+    head, named, rest = message.partition(peer)
+    what, _, causes = rest.partition(": ")
+    if peer not in causes:
+        return message
+    return f"{head}{named}{what}: {'; '.join(_innermost(cause, peer) for cause in causes.split('; '))}"
+
+
+def _innermost(cause: str, peer: PeerId) -> str:
+    _, named, rest = cause.rpartition(peer)
+    return rest.partition(": ")[2] or rest.strip() if named else cause
 
 
 def tried(failures: Sequence[Failure]) -> str:

@@ -20,7 +20,7 @@ from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Candidate, Wishes
-from llmesh.core.verdict import Failure, tried, verdict
+from llmesh.core.verdict import Failure, named_once, tried, verdict
 from llmesh.errors import (
     MeshError,
     ModelFailed,
@@ -174,7 +174,7 @@ class Router:
             try:
                 return await self._attempt(run, candidate, number, self._window(run, candidates[number:]))
             except MeshError as error:
-                failure = _honest(error, run)
+                failure = _told(error, run, candidate.peer_id)
                 self._learn(candidate.peer_id, failure)
                 run.failures.append((candidate.peer_id, failure))
                 if run.shown or not failure.try_next():
@@ -329,8 +329,13 @@ def _too_late(run: _Run) -> RequestTimeout:
     return RequestTimeout(f"There was no answer within {run.request.timeout:g} s{tried(run.failures)}.")
 
 
-def _honest(error: MeshError, run: _Run) -> MeshError:
-    """A peer that says the time is over while it is not has only given up."""
+def _told(error: MeshError, run: _Run, peer: PeerId) -> MeshError:
+    """The failure of an attempt as the caller gets it.
+
+    A peer that says the time is over while it is not has only given up.
+    """
+    if isinstance(error, NetworkError | NodeUnreachable) and not error.remote:
+        return type(error)(named_once(error.message, peer), peer_id=peer)
     left = run.deadline - trio.current_time()
     if isinstance(error, RequestTimeout) and error.remote and left > _CLOCK_SLACK:
         return NetworkError(

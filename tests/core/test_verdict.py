@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 
 from llmesh.core.ids import PeerId
-from llmesh.core.verdict import tried, verdict
+from llmesh.core.verdict import named_once, tried, verdict
 from llmesh.errors import (
     MeshError,
     ModelFailed,
@@ -49,3 +49,44 @@ def test_a_code_of_a_newer_protocol_is_kept() -> None:
 def test_nobody_tried_says_nothing() -> None:
     assert tried([]) == ""
     assert tried([(PeerId("12D3KooWabcdefgh"), FAILURES[0])]) == " (1 tried: abcdefgh: NodeBusy)"
+
+
+P = PeerId("12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq")
+REFUSED = "/ip4/127.0.0.1/tcp/{0}: Cannot connect to /ip4/127.0.0.1/tcp/{0}/p2p/{1}: 127.0.0.1:{0} failed"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            f"The session with {P} is over: The link to peer {P} broke: the peer ended it.",
+            f"The session with {P} is over: the peer ended it.",
+        ),
+        (
+            f"Peer {P} cannot be reached: {REFUSED.format(1, P)}; {REFUSED.format(2, P)}.",
+            f"Peer {P} cannot be reached: 127.0.0.1:1 failed; 127.0.0.1:2 failed.",
+        ),
+        (
+            f"Peer {P} cannot be reached: {REFUSED.format(1, P)}; /dns/a/tcp/2: no answer in 5 s.",
+            f"Peer {P} cannot be reached: 127.0.0.1:1 failed; /dns/a/tcp/2: no answer in 5 s.",
+        ),
+        (f"{P}: {P} went away.", f"{P}: went away."),
+    ],
+)
+def test_a_peer_is_named_once(said: str, told: str) -> None:
+    assert named_once(said, P) == told
+    assert told.count(P) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "This node is shutting down.",
+        f"{P} did not answer the dial.",
+        f"The session with {P} is over: The peer was silent for 20 s.",
+        f"Peer {P} cannot be reached: no usable address is known.",
+    ],
+)
+def test_what_names_it_once_stays(said: str) -> None:
+    assert named_once(said, P) == said

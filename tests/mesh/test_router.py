@@ -468,6 +468,31 @@ async def test_a_link_lost_before_the_answer_leads_on_and_after_accepting_says_s
             assert not isinstance(caught.value, NodeUnreachable)
 
 
+@pytest.mark.parametrize(
+    "failed",
+    [
+        NetworkError("The session with bob is over: The link to peer bob broke: it ended."),
+        NodeUnreachable("Peer bob opened no session: The link to peer bob broke: it ended."),
+    ],
+    ids=lambda error: error.name,
+)
+async def test_who_failed_is_named_once(
+    open_mesh: OpenMesh, monkeypatch: pytest.MonkeyPatch, failed: MeshError
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a")
+
+        async def fails(peer: PeerId, addresses: object) -> None:
+            raise failed
+
+        monkeypatch.setattr(ann.sessions, "to", fails)
+        with pytest.raises(NodeUnreachable) as caught:
+            await ann.router.infer(request())
+        assert caught.value.message.endswith(": it ended.")
+        assert caught.value.message.count("bob") == 1
+
+
 async def test_all_failures_are_told_as_the_most_telling(
     open_mesh: OpenMesh, autojump_clock: MockClock
 ) -> None:
