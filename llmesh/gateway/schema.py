@@ -182,6 +182,8 @@ class StatusBody(Struct):
     addresses: Annotated[Sequence[str], Meta(description="Multiaddrs where others may dial this node.")]
     reachable: Annotated[bool | None, Meta(description="Whether a peer could dial back; null while unknown.")]
     uptime: Annotated[float, Meta(description="Seconds since the start.")]
+    sandbox: Annotated[str, Meta(description="How far this machine can lock models in; empty until tried.")]
+    providers: Annotated[Sequence[str], Meta(description="What can run graphs here: cpu, cuda.")]
     workers: Annotated[Sequence[WorkerBody], Meta(description="The models that this node serves.")]
 
 

@@ -35,7 +35,8 @@ class WorkerView:
 class NodeStatus:
     """A node at one moment: counts of peers and of its own models; `uptime` in seconds.
 
-    `reachable` is None while no peer has tried to dial back.
+    `reachable` is None while no peer has tried to dial back; `sandbox` (a level) and `providers` are
+    what this machine allows its workers, empty until that has been tried.
     """
 
     node_id: PeerId
@@ -47,6 +48,8 @@ class NodeStatus:
     addresses: tuple[str, ...] = ()
     reachable: bool | None = None
     uptime: float = 0.0
+    sandbox: str = ""
+    providers: tuple[str, ...] = ()
     workers: tuple[WorkerView, ...] = ()
 
 
@@ -75,6 +78,8 @@ async def get_status(node: NodeView, request: Request) -> Response:
             addresses=status.addresses,
             reachable=status.reachable,
             uptime=round(status.uptime, 3),
+            sandbox=status.sandbox,
+            providers=status.providers,
             workers=[
                 WorkerBody(w.model_id, w.sandbox, w.provider, w.batch, w.resident, w.calls)
                 for w in status.workers

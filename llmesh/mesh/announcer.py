@@ -6,6 +6,7 @@ a whole makes about two a minute, however many announce.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random, SystemRandom
@@ -14,14 +15,23 @@ from typing import TypeAlias
 import trio
 
 from llmesh.core.amount import Amount
-from llmesh.core.announcement import MAX_LIFETIME, Announcement, Offer, SignedAnnouncement, sign_announcement
+from llmesh.core.announcement import (
+    MAX_ADDRESSES,
+    MAX_LIFETIME,
+    Announcement,
+    Offer,
+    SignedAnnouncement,
+    sign_announcement,
+)
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.peering import Pace
-from llmesh.errors import InsufficientStake
+from llmesh.errors import InsufficientStake, ValidationFailed
 from llmesh.mesh.discovery import Discovery
 from llmesh.mesh.gossip import BURST, PERIOD
 
 __all__ = ["Announcer", "Author"]
+
+log = logging.getLogger(__name__)
 
 CHECK = 5.0
 """Seconds between looks at what may have changed by itself: addresses, time, an announcement of an
@@ -114,7 +124,10 @@ class Announcer:
             if self._pace.wait(None, trio.current_time()) > 0:
                 continue
             if self._late or (self._offers and self._is_due()):
-                self._publish(self._signed(self._offers, self._stake))
+                try:
+                    self._publish(self._signed(self._offers, self._stake))
+                except ValidationFailed as error:  # more addresses leave less room for offers
+                    log.warning("the announcement was not renewed: %s", error.message)
 
     def _change(self, offers: dict[_Key, Offer], stake: Amount) -> None:
         if offers and stake < self._min_stake:
@@ -134,7 +147,7 @@ class Announcer:
         announcement = Announcement(
             peer_id=self._author.peer_id,
             sequence=max(self._author.next_sequence(), self._held_sequence() + 1),
-            addresses=self._author.addresses(),
+            addresses=self._addresses(),
             offers=tuple(offers.values()),
             stake=stake,
             issued_at=now,
@@ -155,9 +168,13 @@ class Announcer:
         return (
             said is None
             or self._discovery.clock() >= self._renew_at
-            or said.announcement.addresses != self._author.addresses()
+            or said.announcement.addresses != self._addresses()
             or said.announcement.sequence < self._held_sequence()
         )
+
+    def _addresses(self) -> tuple[str, ...]:
+        """As many as an announcement may tell."""
+        return tuple(self._author.addresses())[:MAX_ADDRESSES]
 
     def _held_sequence(self) -> int:
         """The highest number in our name; peers may hold one of an earlier life."""

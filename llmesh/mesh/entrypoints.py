@@ -8,7 +8,10 @@ is a list of strangers to ask, nothing more.  Nobody waits for any of this on th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from random import Random
 
 import trio
@@ -16,9 +19,12 @@ import trio
 from llmesh.core.announcement import Announcement, SignedAnnouncement
 from llmesh.core.ids import PeerId
 from llmesh.core.reference import ModelRef
+from llmesh.errors import MeshError
 from llmesh.net.host import Dht, PeerAddress
 
 __all__ = ["EPOCH", "EntryPoints", "entry_key"]
+
+log = logging.getLogger(__name__)
 
 EPOCH = 6 * 3600
 """Seconds for which a key is good: who squats on it has to begin again."""
@@ -49,6 +55,8 @@ class EntryPoints:
         self._rng = rng
         self._record: SignedAnnouncement | None = None
         self._changed = trio.Event()
+        # When each key was provided, and the announcement put, under the addresses that it tells.
+        self._stored: dict[bytes | tuple[str, ...], float] = {}
 
     def publish(self, record: SignedAnnouncement) -> None:
         """Store this node's announcement from now on; a mere renewal waits for the next round."""
@@ -69,28 +77,46 @@ class EntryPoints:
             self._changed.set()
 
     async def store(self) -> None:
-        """Put the announcement, then name this node under every key; each step bounded."""
+        """Put the announcement and name this node under every key, where that was not done lately.
+
+        The announcement is there for its addresses: a change of offers alone is no reason to put it.
+        """
         if (record := self._record) is None:
             return
-        with trio.move_on_after(BOUND):
-            await self._dht.put(self._own, record.packed)
-        for text in _texts(record.announcement):
-            with trio.move_on_after(BOUND):
-                await self._dht.provide(entry_key(text, self._clock()))
-            await trio.sleep(BETWEEN)
+        said, now = record.announcement, self._clock()
+        keys = [entry_key(text, now) for text in _texts(said)]
+        wanted = {*keys, said.addresses}
+        self._stored = {
+            item: at for item, at in self._stored.items() if item in wanted and at > now - REFRESH / 2
+        }
+        if said.addresses not in self._stored or not said.offers:
+            await self._attempt(said.addresses, partial(self._dht.put, self._own, record.packed))
+        for key in keys:
+            if key not in self._stored:
+                await self._attempt(key, partial(self._dht.provide, key))
+                await trio.sleep(BETWEEN)
 
     async def find(self, ref: ModelRef) -> list[PeerAddress]:
         """Strangers who may know the model, in random order, of this epoch and the one before."""
         text = str(ref.id or ref.name)
         found: dict[PeerId, PeerAddress] = {}
         for now in (self._clock(), self._clock() - EPOCH):
-            with trio.move_on_after(BOUND / 2):
+            with trio.move_on_after(BOUND / 2), suppress(MeshError):
                 for contact in await self._dht.find(entry_key(text, now)):
                     found.setdefault(contact.peer_id, contact)
         found.pop(self._own, None)
         contacts = list(found.values())
         self._rng.shuffle(contacts)
         return contacts
+
+    async def _attempt(self, item: bytes | tuple[str, ...], operation: Callable[[], Awaitable[bool]]) -> None:
+        """What fails is tried again in the next round."""
+        with trio.move_on_after(BOUND):
+            try:
+                if await operation():
+                    self._stored[item] = self._clock()
+            except MeshError as error:
+                log.info("the hash table did not take this node's entry: %s", error.message)
 
     def _until_next(self) -> float:
         """To the next refresh, or a little into the next epoch, not all nodes at once."""

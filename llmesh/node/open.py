@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -49,9 +50,11 @@ from llmesh.node.values import Deployment
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import WorkerSettings
 from llmesh.runtime.store import Store, open_store
-from llmesh.runtime.workers import open_worker_runtime
+from llmesh.runtime.workers import open_worker_runtime, probe_workers
 
 __all__ = ["BUDGET", "open_node"]
+
+_log = logging.getLogger(__name__)
 
 BUDGET = 5.0
 """Seconds that a shutdown may take in all."""
@@ -95,6 +98,7 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
             node = Node(rooms, drain)
             await _deploy(config, node)
             settings = GatewaySettings(Guard.for_host(config.host))
+            nursery.start_soon(_probe, config, node)
             app, closed = create_app(node, node, node, settings), trio.Event()
             node.url = await nursery.start(serve, app, listener, closed)
             with home.published({"pid": os.getpid(), **node.whereabouts()}):
@@ -105,6 +109,14 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
             closed.set()
             with trio.move_on_after(GRACE):
                 await drain.close()
+
+
+async def _probe(config: NodeConfig, node: Node) -> None:
+    """Learn what this machine's workers can do, beside the start, which need not wait for it."""
+    try:
+        node.abilities = await probe_workers(_worker_settings(config))
+    except MeshError as error:
+        _log.error("Models cannot be run on this machine: %s", error.message)
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from llmesh.net.host import Host
 from llmesh.node.drain import Drain
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.deposit import deposit
+from llmesh.runtime.orders import Abilities
 from llmesh.runtime.runtime import Runtime, WorkerStatus
 from llmesh.runtime.store import Store
 
@@ -61,6 +62,7 @@ class Node:
 
     def __init__(self, rooms: Rooms, drain: Drain) -> None:
         self.url = ""
+        self.abilities: Abilities | None = None
         self._rooms = rooms
         self._drain = drain
         self._since = trio.current_time()
@@ -196,6 +198,8 @@ class Node:
             addresses=rooms.host.addresses,
             reachable=None if reached is None else bool(reached),
             uptime=trio.current_time() - self._since,
+            sandbox=self.abilities.level.name.lower() if self.abilities else "",
+            providers=self.abilities.providers if self.abilities else (),
             workers=tuple(map(_view, rooms.runtime.workers())),
         )
 

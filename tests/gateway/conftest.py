@@ -83,6 +83,8 @@ class FakeNode:
             addresses=("/ip4/10.0.0.1/tcp/4001",),
             reachable=True,
             uptime=12.5,
+            sandbox="confined",
+            providers=("cpu",),
             workers=(WorkerView(MODEL_ID, "confined", "cpu", 8, 80_000_000, 2),),
         )
 

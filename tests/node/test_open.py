@@ -46,6 +46,11 @@ async def test_a_model_has_one_offer_under_its_latest_name(config: NodeConfig) -
             await node.request("first", TEXT)
         status = await node.status()
         assert (status.models, status.peers, status.reachable) == (1, 0, None)
+        for _ in range(500):  # it is tried beside the start
+            if (status := await node.status()).sandbox:
+                break
+            await trio.sleep(0.02)
+        assert "cpu" in status.providers
         [worker] = status.workers
         assert (worker.model_id, worker.provider) == (id, "cpu")
         assert worker.sandbox in {"none", "limits", "filtered", "confined"}

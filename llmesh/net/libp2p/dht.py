@@ -49,8 +49,9 @@ QUORUM = 5
 # What strangers may store with us: 64 MiB of values, and keys with at most 20 entry points each.
 MAX_VALUES = 4096
 MAX_PROVIDED_KEYS = 4096
-# A young table is filled soon after joining, an old one kept fresh.
-REFRESH_SECONDS = (5.0, 30.0, 600.0)
+# A young table is filled soon after joining, an old one kept fresh; each time costs half a megabyte
+# in a network of 60, most of it handshakes.
+REFRESH_SECONDS = (5.0, 30.0, 3600.0)
 
 
 class KademliaDht:
