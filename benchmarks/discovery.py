@@ -358,6 +358,7 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
         mesh.calm_down()
         row: dict[str, Any] = {"nodes": size}
         row["deploy"] = mesh.deployments(options.deployments)
+        mesh.calm_down()
         row["join"] = mesh.joins(options.joins)
         row["lookups"] = mesh.lookups()
         row["rest"] = mesh.rest(options.rest)

@@ -112,6 +112,21 @@ async def test_a_new_address_is_announced(mesh: OpenMesh, autojump_clock: MockCl
         assert said(b, a).addresses == a.host.addresses
 
 
+async def test_more_addresses_than_fit_harm_nothing(mesh: OpenMesh, autojump_clock: MockClock) -> None:
+    async with mesh() as m:
+        node = await m.node(0)
+        node.announcer.offer(m.offer())
+        node.host.addresses = tuple(f"/ip4/198.51.100.{n}/tcp/4001" for n in range(40))
+        await trio.sleep(6)
+        assert said(node, node).addresses == node.host.addresses[:16]
+        sequence = said(node, node).sequence
+        await trio.sleep(60)
+        assert said(node, node).sequence == sequence
+        node.host.addresses = ("nonsense",)
+        await trio.sleep(6)
+        assert said(node, node).sequence == sequence, "what nobody would take is not said, and harms nothing"
+
+
 async def test_a_flood_of_changes_is_paced_and_its_end_arrives(
     mesh: OpenMesh, autojump_clock: MockClock
 ) -> None:
