@@ -31,6 +31,7 @@ __all__ = [
     "Problem",
     "ResultBody",
     "StatusBody",
+    "TransferBody",
     "UsageBody",
     "WorkerBody",
     "decode_body",
@@ -170,6 +171,16 @@ class WorkerBody(Struct):
     calls: Annotated[int, Meta(description="Requests that run or wait.")]
 
 
+class TransferBody(Struct):
+    """A model that is being fetched."""
+
+    model_id: str
+    done: Annotated[int, Meta(description="Bytes verified and on disk.")]
+    total: Annotated[int, Meta(description="Bytes in all.")]
+    rate: Annotated[int, Meta(description="Bytes per second.")]
+    sources: Annotated[Sequence[str], Meta(description="The peers that it comes from.")]
+
+
 class StatusBody(Struct):
     """What this node is and sees."""
 
@@ -185,6 +196,7 @@ class StatusBody(Struct):
     sandbox: Annotated[str, Meta(description="How far this machine can lock models in; empty until tried.")]
     providers: Annotated[Sequence[str], Meta(description="What can run graphs here: cpu, cuda.")]
     workers: Annotated[Sequence[WorkerBody], Meta(description="The models that this node serves.")]
+    transfers: Annotated[Sequence[TransferBody], Meta(description="Models being fetched from peers.")]
 
 
 class HealthBody(Struct):

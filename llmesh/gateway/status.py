@@ -11,7 +11,8 @@ from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.errors import NodeBusy
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import HealthBody, StatusBody, WorkerBody, encode, mesh
+from llmesh.gateway.schema import HealthBody, StatusBody, TransferBody, WorkerBody, encode, mesh
+from llmesh.mesh.download import Progress
 
 __all__ = ["NodeStatus", "NodeView", "WorkerView", "get_health", "get_readiness", "get_status"]
 
@@ -51,6 +52,7 @@ class NodeStatus:
     sandbox: str = ""
     providers: tuple[str, ...] = ()
     workers: tuple[WorkerView, ...] = ()
+    transfers: tuple[Progress, ...] = ()
 
 
 class NodeView(Protocol):
@@ -83,6 +85,9 @@ async def get_status(node: NodeView, request: Request) -> Response:
             workers=[
                 WorkerBody(w.model_id, w.sandbox, w.provider, w.batch, w.resident, w.calls)
                 for w in status.workers
+            ],
+            transfers=[
+                TransferBody(t.model_id, t.done, t.total, round(t.rate), t.sources) for t in status.transfers
             ],
         )
     )

@@ -23,7 +23,7 @@ from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
-from llmesh.mesh.download import Report
+from llmesh.mesh.download import Progress, Report
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
@@ -63,6 +63,7 @@ class Node:
     def __init__(self, rooms: Rooms, drain: Drain) -> None:
         self.url = ""
         self.abilities: Abilities | None = None
+        self._transfers: dict[ModelRef, Progress] = {}
         self._rooms = rooms
         self._drain = drain
         self._since = trio.current_time()
@@ -111,8 +112,19 @@ class Node:
         return await self._serve(await deposit(self._rooms.store, source), card, fee or _FREE)
 
     async def fetch(self, ref: ModelRef, report: Report) -> ModelId:
-        """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`."""
-        return (await self._rooms.fetcher.fetch(ref, report)).id
+        """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`.
+
+        While it lasts, `status` shows how far it is.
+        """
+
+        def tell(progress: Progress) -> None:
+            self._transfers[ref] = progress
+            report(progress)
+
+        try:
+            return (await self._rooms.fetcher.fetch(ref, tell)).id
+        finally:
+            self._transfers.pop(ref, None)
 
     async def replicate(self, ref: ModelRef, fee: Amount | None, report: Report) -> ModelId:
         """Fetch a model and serve it too, under the name and, if none is given, at the fee of its offer.
@@ -201,6 +213,7 @@ class Node:
             sandbox=self.abilities.level.name.lower() if self.abilities else "",
             providers=self.abilities.providers if self.abilities else (),
             workers=tuple(map(_view, rooms.runtime.workers())),
+            transfers=tuple(self._transfers.values()),
         )
 
     async def reachable_at(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from llmesh.core.model import Card
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus, WorkerView
+from llmesh.mesh.download import Progress
 
 PROVIDER = PeerId("12D3KooW" + "A" * 44)
 MODEL_ID = ModelId("ab" * 32)
@@ -83,6 +84,7 @@ class FakeNode:
             addresses=("/ip4/10.0.0.1/tcp/4001",),
             reachable=True,
             uptime=12.5,
+            transfers=(Progress(MODEL_ID, 10, 30, 5.4, (PROVIDER,)),),
             sandbox="confined",
             providers=("cpu",),
             workers=(WorkerView(MODEL_ID, "confined", "cpu", 8, 80_000_000, 2),),

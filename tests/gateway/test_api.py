@@ -113,6 +113,9 @@ async def test_status_has_the_contracts_six_fields_first(client) -> None:
     assert (body["peers"], body["models"], body["stake"], body["earnings"]) == (42, 3, 5000, 123.45)
     assert (body["addresses"], body["reachable"], body["uptime"]) == (["/ip4/10.0.0.1/tcp/4001"], True, 12.5)
     assert (body["sandbox"], body["providers"]) == ("confined", ["cpu"])
+    [transfer] = body["transfers"]
+    assert (transfer["done"], transfer["total"], transfer["rate"]) == (10, 30, 5)
+    assert transfer["sources"] == [body["node_id"]]
     [worker] = body["workers"]
     assert (worker["sandbox"], worker["provider"], worker["batch"]) == ("confined", "cpu", 8)
     assert (worker["model_id"], worker["resident"], worker["calls"]) == ("ab" * 32, 80_000_000, 2)
