@@ -17,7 +17,7 @@ from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
-from llmesh.core.reference import ModelRef, model_name
+from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.ledger.ledger import Ledger
@@ -108,8 +108,16 @@ class Node:
         is served stays as it was.
         """
         named = name if name is not None else _name_of(source) if isinstance(source, Path) else ""
-        card = Card(model_name(named), version, description)
-        return await self._serve(await deposit(self._rooms.store, source), card, fee or _FREE)
+        card = Card(model_name(named), model_version(version), description)
+        store = self._rooms.store
+        before = {stored.id for stored in store.models()}
+        bundle = await deposit(store, source)
+        try:
+            return await self._serve(bundle, card, fee or _FREE)
+        except ValidationFailed:
+            if bundle.id not in before and bundle.id not in {offer.model_id for offer in self.offers}:
+                await store.remove(bundle.id)  # no model after all: it must not eat the quota
+            raise
 
     async def fetch(self, ref: ModelRef, report: Report) -> ModelId:
         """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`.
@@ -135,7 +143,9 @@ class Node:
         found = [offer for offer, _ in self._rooms.discovery.lookup(ModelRef("", id=model))]
         if not found:
             raise ModelNotFound(f"Nobody offers {ref} any more; its files are in the store.")
-        cheapest = min(found, key=lambda offer: offer.fee)
+        # The same files may be on offer under other names, too.
+        meant = [offer for offer in found if _is_meant(offer.card, ref)]
+        cheapest = min(meant or found, key=lambda offer: offer.fee)
         bundle = await self._rooms.store.open(model)
         return await self._serve(bundle, cheapest.card, cheapest.fee if fee is None else fee)
 
@@ -233,6 +243,10 @@ def _view(worker: WorkerStatus) -> WorkerView:
     return WorkerView(
         worker.model, worker.level.name.lower(), worker.provider, worker.batch, worker.resident, worker.calls
     )
+
+
+def _is_meant(card: Card, ref: ModelRef) -> bool:
+    return card.name == ref.name and ref.version in ("", card.version)
 
 
 def _name_of(path: Path) -> str:

@@ -12,6 +12,7 @@ import trio
 
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import MAX_DESCRIPTION
+from llmesh.core.reference import ModelRef
 from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, ValidationFailed
 from llmesh.node.config import NodeConfig
@@ -155,3 +156,21 @@ async def test_two_nodes_in_one_program_serve_each_other(config: NodeConfig, tmp
             await trio.sleep(0.02)
         result = await consumer.request("sentiment-analyzer", TEXT)
         assert result.provider == provider.peer_id
+
+
+async def test_a_copy_takes_the_name_it_was_asked_for_by(config: NodeConfig, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(open_node(config))
+        await first.deploy(SENTIMENT_ANALYZER, "cheap", Amount.parse(0.1))
+        known = replace(config, bootstrap=first.dial_addresses)
+        second, copy = [
+            await stack.enter_async_context(open_node(replace(known, data_dir=tmp_path / name)))
+            for name in ("second", "copy")
+        ]
+        await second.deploy(SENTIMENT_ANALYZER, "dear", Amount.parse(0.2))
+        for _ in range(500):
+            if len(await copy.search("", None, 10)) == 2:
+                break
+            await trio.sleep(0.02)
+        await copy.replicate(ModelRef.parse("dear"), None, lambda _: None)
+        assert [(offer.card.name, offer.fee) for offer in copy.offers] == [("dear", Amount.parse(0.2))]
