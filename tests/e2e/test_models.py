@@ -357,9 +357,17 @@ def kernel_facts(process: psutil.Process) -> dict[str, str]:
 
 def busy(node: NodeProcess) -> list[psutil.Process]:
     """Its workers that are computing, by what they do in a tenth of a second."""
-    spent = {worker: sum(worker.cpu_times()[:2]) for worker in node.workers()}
+    before = {worker: computed(worker) for worker in node.workers()}
     time.sleep(0.1)
-    return [each for each in node.workers() if sum(each.cpu_times()[:2]) - spent.get(each, 1e9) > 0.03]
+    return [each for each in node.workers() if computed(each) - before.get(each, 1e9) > 0.03]
+
+
+def computed(process: psutil.Process) -> float:
+    """Seconds of computing; none for one that is gone, such as the probe of a node that has started."""
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def test_a_request_whose_workers_are_killed_is_2004_and_the_next_is_answered(
@@ -370,6 +378,8 @@ def test_a_request_whose_workers_are_killed_is_2004_and_the_next_is_answered(
     for node in nodes:
         node.ready()
     until(lambda: len(asker.models("?name=endless")) == 2, 10, "both are found")
+    for node in nodes:
+        until(lambda node=node: node.get("/api/v1/status")["sandbox"], 20, "its probe is over")
     running: Future[Any] = pool.submit(asker.infer, "endless", FOREVER, timeout=30)
 
     def working() -> list[tuple[NodeProcess, psutil.Process]]:
