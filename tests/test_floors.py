@@ -35,6 +35,8 @@ DOORS = {
     "google": ("llmesh/wire/",),
     "nacl": ("llmesh/crypto.py",),
     "coincurve": ("llmesh/crypto.py",),
+    "Crypto": ("llmesh/crypto.py",),
+    "blake3": ("llmesh/crypto.py",),
     "quart": ("llmesh/gateway/",),
     "quart_trio": ("llmesh/gateway/",),
     "hypercorn": ("llmesh/gateway/",),
