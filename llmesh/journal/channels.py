@@ -1,4 +1,4 @@
-"""Channels as rows: what the ledger holds, what was charged, the best voucher, attempts in doubt.
+"""Channels as rows: the deposit, what was charged, best voucher, last receipt, attempts in doubt.
 
 The rules of admission and exposure are core's; here figures that may only grow never shrink,
 in whatever order they come.
@@ -12,17 +12,29 @@ from typing import Any
 import apsw
 
 from llmesh.core.amount import Amount
-from llmesh.core.ids import PeerId, RequestId
+from llmesh.core.channel import NOTHING, Deposit, ProviderBooks
+from llmesh.core.ids import AttemptId, PeerId, RequestId
+from llmesh.core.payer import PayerBooks
+from llmesh.core.receipt import SignedReceipt
+from llmesh.core.voucher import ChannelConfig, ChannelId, SignedVoucher
 from llmesh.errors import Conflict
-from llmesh.journal.columns import Side, pack_amount, read_amount
+from llmesh.journal.columns import (
+    Side,
+    pack_amount,
+    pack_config,
+    pack_signed,
+    read_amount,
+    read_best,
+    read_config,
+    read_last,
+)
 
 __all__ = [
     "AddChannel",
-    "AdvanceCharge",
     "ChannelRow",
-    "RecordCharge",
     "RecordDeposit",
-    "RecordVoucher",
+    "RecordPayerBooks",
+    "RecordProviderBooks",
     "ReleaseReservation",
     "RemoveChannel",
     "Reservation",
@@ -32,40 +44,50 @@ __all__ = [
     "reservations",
 ]
 
-_NONE = Amount(0)
 _SELECT = (
-    "SELECT side, id, peer, config, balance, claimed, withdrawing, charged, ceiling, signature FROM channel"
+    "SELECT side, id, peer, config, balance, claimed, withdrawing, charged, best, last, good, broken"
+    " FROM channel "
 )
+NO_DEPOSIT = Deposit()
+"""What a channel has that the ledger has not shown yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelRow:
-    """One end of a channel.
+    """One end of a channel with `peer`.
 
-    `id` is the 32-byte digest of `config`; `balance`, `claimed` and `withdrawing` are the ledger's
-    figures as last seen; `charged` is the sum of all fees; `ceiling` is the highest that a voucher
-    authorises and `signature` that voucher's.
+    `deposit` is what the ledger last said; `charged` is the sum of all fees known to this end; `good`
+    and `broken` (why nothing more is authorised) are the payer's.
     """
 
     side: Side
-    id: bytes
+    id: ChannelId
     peer: PeerId
-    config: bytes
-    balance: Amount = _NONE
-    claimed: Amount = _NONE
-    withdrawing: Amount = _NONE
-    charged: Amount = _NONE
-    ceiling: Amount = _NONE
-    signature: bytes = b""
+    config: ChannelConfig
+    deposit: Deposit = NO_DEPOSIT
+    charged: Amount = NOTHING
+    best: SignedVoucher | None = None
+    last: SignedReceipt | None = None
+    good: int = 0
+    broken: str = ""
+
+    @property
+    def provider_books(self) -> ProviderBooks:
+        """What a ProviderChannel starts from."""
+        return ProviderBooks(self.best, self.last)
+
+    @property
+    def payer_books(self) -> PayerBooks:
+        """What a PayerChannel starts from."""
+        return PayerBooks(self.charged, self.best, self.last, self.good)
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """The quote of an attempt whose outcome the payer does not know yet; `since` in seconds."""
 
-    channel: bytes
-    request: RequestId
-    attempt: int
+    channel: ChannelId
+    attempt: AttemptId
     quote: Amount
     since: float
 
@@ -79,94 +101,82 @@ class AddChannel:
     def apply(self, db: apsw.Connection) -> None:
         """Insert the row."""
         row = self.channel
-        amounts = (row.balance, row.claimed, row.withdrawing, row.charged, row.ceiling)
         db.execute(
-            "INSERT INTO channel (side, id, peer, config, balance, claimed, withdrawing, charged, ceiling,"
-            " signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (row.side, row.id, row.peer, row.config, *map(pack_amount, amounts), row.signature),
-        )
+            "INSERT INTO channel (side, id, peer, config, balance, claimed, withdrawing, charged, best, last,"
+            " good, broken) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                row.side, row.id, row.peer, pack_config(row.config), *_pack_deposit(row.deposit),
+                pack_amount(row.charged), pack_signed(row.best), pack_signed(row.last), row.good, row.broken,
+            ),
+        )  # fmt: skip
         if not db.changes():
             raise Conflict(f"The channel {row.id.hex()} is in the journal already.")
 
 
 @dataclass(frozen=True, slots=True)
 class RecordDeposit:
-    """What the ledger says of a channel now.  `claimed` only grows."""
+    """What the ledger says of a channel now; what was claimed only grows."""
 
     side: Side
-    id: bytes
-    balance: Amount
-    claimed: Amount
-    withdrawing: Amount
+    id: ChannelId
+    deposit: Deposit
 
     def apply(self, db: apsw.Connection) -> None:
         """Overwrite balance and withdrawal, raise what was claimed."""
         db.execute(
             "UPDATE channel SET balance = ?, claimed = max(claimed, ?), withdrawing = ?"
             " WHERE side = ? AND id = ?",
-            (*map(pack_amount, (self.balance, self.claimed, self.withdrawing)), self.side, self.id),
+            (*_pack_deposit(self.deposit), self.side, self.id),
         )
-        _expect_channel(db, self.id)
+        expect_channel(db, self.id)
 
 
 @dataclass(frozen=True, slots=True)
-class RecordVoucher:
-    """A checked voucher, given or received.  A lower one than the best changes nothing."""
+class RecordProviderBooks:
+    """What a provider learnt from a Sync: a better voucher, or charges that its journal had lost.
 
-    side: Side
-    id: bytes
-    ceiling: Amount
-    signature: bytes
-
-    def apply(self, db: apsw.Connection) -> None:
-        """Keep the voucher with the higher ceiling."""
-        ceiling = pack_amount(self.ceiling)
-        db.execute(
-            "UPDATE channel SET signature = CASE WHEN ?1 > ceiling THEN ?2 ELSE signature END,"
-            " ceiling = max(ceiling, ?1) WHERE side = ?3 AND id = ?4",
-            (ceiling, self.signature, self.side, self.id),
-        )
-        _expect_channel(db, self.id)
-
-
-@dataclass(frozen=True, slots=True)
-class AdvanceCharge:
-    """The provider's step from one sum of fees to the next.
-
-    `before` must be what the journal has, else Conflict: an earlier charge of the channel was not
-    written, and a receipt with this sum would be wrong.
+    A charge of its own goes by `RecordCharge`.  Lower figures than the journal's change nothing.
     """
 
-    id: bytes
-    before: Amount
-    after: Amount
+    id: ChannelId
+    books: ProviderBooks
 
     def apply(self, db: apsw.Connection) -> None:
-        """Compare and set."""
-        if self.after < self.before:
-            raise Conflict("What a channel was charged never shrinks.")
+        """Raise each of them."""
+        books = self.books
+        charged = books.last.charge.cumulative if books.last else NOTHING
         db.execute(
-            "UPDATE channel SET charged = ? WHERE side = ? AND id = ? AND charged = ?",
-            (pack_amount(self.after), Side.PROVIDER, self.id, pack_amount(self.before)),
+            "UPDATE channel SET best = max(best, ?1),"  # of one channel the higher ceiling sorts last
+            " last = CASE WHEN ?2 > charged THEN ?3 ELSE last END, charged = max(charged, ?2)"
+            " WHERE side = 'provider' AND id = ?4",
+            (pack_signed(books.best), pack_amount(charged), pack_signed(books.last), self.id),
         )
-        if not db.changes():
-            raise Conflict(f"The channel {self.id.hex()} was not charged {self.before} MESH before this.")
+        expect_channel(db, self.id)
 
 
 @dataclass(frozen=True, slots=True)
-class RecordCharge:
-    """The payer's knowledge of the sum of fees, from a checked receipt.  A lower one changes nothing."""
+class RecordPayerBooks:
+    """The payer's books as they are now; `broken` says why nothing more may be authorised.
 
-    id: bytes
-    charged: Amount
+    What was spent and authorised never shrinks, and what broke stays broken.
+    """
+
+    id: ChannelId
+    books: PayerBooks
+    broken: str = ""
 
     def apply(self, db: apsw.Connection) -> None:
-        """Raise the sum."""
+        """Overwrite the rest."""
+        books = self.books
         db.execute(
-            "UPDATE channel SET charged = max(charged, ?) WHERE side = ? AND id = ?",
-            (pack_amount(self.charged), Side.PAYER, self.id),
-        )
-        _expect_channel(db, self.id)
+            "UPDATE channel SET charged = max(charged, ?), best = max(best, ?), last = ?, good = ?,"
+            " broken = CASE WHEN broken = '' THEN ? ELSE broken END WHERE side = 'payer' AND id = ?",
+            (
+                pack_amount(books.spent), pack_signed(books.signed), pack_signed(books.last),
+                books.good, self.broken, self.id,
+            ),
+        )  # fmt: skip
+        expect_channel(db, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +184,10 @@ class RemoveChannel:
     """A channel that the ledger has closed, with its reservations; one that is gone stays gone."""
 
     side: Side
-    id: bytes
+    id: ChannelId
 
     def apply(self, db: apsw.Connection) -> None:
-        """Delete the row."""
+        """Delete the rows."""
         db.execute("DELETE FROM channel WHERE side = ? AND id = ?", (self.side, self.id))
         if self.side is Side.PAYER:
             db.execute("DELETE FROM reservation WHERE channel = ?", (self.id,))
@@ -185,7 +195,7 @@ class RemoveChannel:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Keep the quote of an attempt in doubt reserved over a restart; a second time changes nothing."""
+    """Keep the quote of an attempt in doubt over a restart; a second time changes nothing."""
 
     reservation: Reservation
 
@@ -194,7 +204,7 @@ class Reserve:
         row = self.reservation
         db.execute(
             "INSERT INTO reservation VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (row.channel, row.request, row.attempt, pack_amount(row.quote), row.since),
+            (row.channel, *row.attempt, pack_amount(row.quote), row.since),
         )
 
 
@@ -202,47 +212,58 @@ class Reserve:
 class ReleaseReservation:
     """The outcome of an attempt is known; one that was not reserved is fine."""
 
-    channel: bytes
-    request: RequestId
-    attempt: int
+    channel: ChannelId
+    attempt: AttemptId
 
     def apply(self, db: apsw.Connection) -> None:
         """Delete the row."""
         db.execute(
             "DELETE FROM reservation WHERE channel = ? AND request = ? AND attempt = ?",
-            (self.channel, self.request, self.attempt),
+            (self.channel, *self.attempt),
         )
 
 
-def find_channel(db: apsw.Connection, side: Side, channel: bytes) -> ChannelRow | None:
+def find_channel(db: apsw.Connection, side: Side, channel: ChannelId) -> ChannelRow | None:
     """One end of a channel."""
-    query = f"{_SELECT} WHERE side = ? AND id = ?"
-    return next((_channel(row) for row in db.execute(query, (side, channel))), None)
+    rows = db.execute(f"{_SELECT}WHERE side = ? AND id = ?", (side, channel))
+    return next(map(_channel, rows), None)
 
 
 def all_channels(db: apsw.Connection, side: Side) -> list[ChannelRow]:
     """All channels of which this node is that end, in the order of their ids."""
-    query = f"{_SELECT} WHERE side = ? ORDER BY id"
-    return [_channel(row) for row in db.execute(query, (side,))]
+    return [_channel(row) for row in db.execute(f"{_SELECT}WHERE side = ? ORDER BY id", (side,))]
 
 
 def reservations(db: apsw.Connection) -> list[Reservation]:
     """All attempts in doubt, the oldest first."""
     query = "SELECT channel, request, attempt, quote, since FROM reservation ORDER BY since"
     return [
-        Reservation(channel, RequestId(request), attempt, read_amount(quote), since)
-        for channel, request, attempt, quote, since in db.execute(query)
+        Reservation(channel, AttemptId(RequestId(request), number), read_amount(quote), since)
+        for channel, request, number, quote, since in db.execute(query)
     ]
 
 
-def _channel(row: tuple[Any, ...]) -> ChannelRow:
-    side, channel, peer, config, *amounts, signature = row
-    balance, claimed, withdrawing, charged, ceiling = map(read_amount, amounts)
-    return ChannelRow(
-        Side(side), channel, PeerId(peer), config, balance, claimed, withdrawing, charged, ceiling, signature
-    )
-
-
-def _expect_channel(db: apsw.Connection, channel: bytes) -> None:
+def expect_channel(db: apsw.Connection, channel: ChannelId) -> None:
+    """Raise Conflict unless the last statement met a row."""
     if not db.changes():
         raise Conflict(f"The channel {channel.hex()} is not in the journal.")
+
+
+def _pack_deposit(deposit: Deposit) -> tuple[bytes, bytes, bytes]:
+    return pack_amount(deposit.balance), pack_amount(deposit.claimed), pack_amount(deposit.withdrawing)
+
+
+def _channel(row: tuple[Any, ...]) -> ChannelRow:
+    side, channel, peer, config, balance, claimed, withdrawing, charged, best, last, good, broken = row
+    return ChannelRow(
+        Side(side),
+        ChannelId(channel),
+        PeerId(peer),
+        read_config(config),
+        Deposit(read_amount(balance), read_amount(claimed), read_amount(withdrawing)),
+        read_amount(charged),
+        read_best(best),
+        read_last(last),
+        good,
+        broken,
+    )

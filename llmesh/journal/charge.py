@@ -1,4 +1,4 @@
-"""Charge: fee, voucher and receipt of one served attempt, durable together or not at all."""
+"""Charge, voucher and receipt of one served attempt: durable together or not at all."""
 
 from __future__ import annotations
 
@@ -7,33 +7,42 @@ from dataclasses import dataclass
 import apsw
 
 from llmesh.core.amount import Amount
+from llmesh.core.ids import PeerId
+from llmesh.core.receipt import SignedReceipt
+from llmesh.core.voucher import SignedVoucher
 from llmesh.errors import Conflict
-from llmesh.journal.channels import AdvanceCharge, RecordVoucher
-from llmesh.journal.columns import Side
+from llmesh.journal.columns import Side, pack_amount
 from llmesh.journal.receipts import ReceiptRow, StoreReceipt
 
-__all__ = ["Charge"]
+__all__ = ["RecordCharge"]
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
-    """What a provider commits before the answer's end leaves.
+class RecordCharge:
+    """What a provider commits before the end of an answer leaves.
 
-    `before` is the channel's sum of fees that the receipt builds on, `ceiling` and `signature` the
-    best voucher known.  Conflict, and nothing is changed, if the attempt has its receipt already or
-    the channel's sum is another.
+    `best` is the best voucher known of the channel that the receipt charges.  Conflict, and nothing
+    is changed, if the attempt has its receipt already, or if the channel's sum is not the one that
+    the receipt builds on: an earlier charge was not written, and this one must be signed anew.
     """
 
-    receipt: ReceiptRow
-    before: Amount
-    ceiling: Amount
-    signature: bytes
+    peer: PeerId
+    receipt: SignedReceipt
+    best: SignedVoucher
+    output: bytes | None = None
 
     def apply(self, db: apsw.Connection) -> None:
-        """All three changes."""
-        channel = self.receipt.channel
-        if channel is None or self.receipt.side is not Side.PROVIDER:
-            raise Conflict("A charge is a provider's, on a channel.")
-        StoreReceipt(self.receipt).apply(db)
-        AdvanceCharge(channel, self.before, self.before + self.receipt.fee).apply(db)
-        RecordVoucher(Side.PROVIDER, channel, self.ceiling, self.signature).apply(db)
+        """Insert the receipt; then compare and set the channel's sum, its voucher and last receipt."""
+        StoreReceipt(ReceiptRow(Side.PROVIDER, self.peer, self.receipt, self.output)).apply(db)
+        charge = self.receipt.charge
+        before = Amount(charge.cumulative.micro - charge.price.micro)
+        db.execute(
+            "UPDATE channel SET charged = ?, best = max(best, ?), last = ?"
+            " WHERE side = 'provider' AND id = ? AND charged = ?",
+            (
+                pack_amount(charge.cumulative), self.best.packed, self.receipt.packed,
+                charge.channel, pack_amount(before),
+            ),
+        )  # fmt: skip
+        if not db.changes():
+            raise Conflict(f"The channel {charge.channel.hex()} was not charged {before} MESH before this.")

@@ -2,87 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import apsw
 
 from llmesh.core.amount import Amount
-from llmesh.core.ids import ModelId, PeerId, RequestId
+from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
+from llmesh.core.receipt import SignedReceipt, read_receipt
 from llmesh.errors import Conflict, TooLarge
-from llmesh.journal.columns import Side, pack_amount, read_amount
+from llmesh.journal.columns import Side, pack_amount
 
 __all__ = [
+    "FORGOTTEN_AT_ONCE",
     "MAX_OUTPUT",
-    "MAX_SIGNED",
     "ForgetOutputs",
     "ForgetReceipts",
     "ReceiptRow",
     "Spending",
     "StoreReceipt",
     "find_receipt",
+    "find_receipts",
     "oldest_output",
     "oldest_receipt",
     "receipts_of",
     "spending",
 ]
 
-MAX_SIGNED = 4 << 10
-"""Most bytes of a signed receipt."""
-
 MAX_OUTPUT = 64 << 10
-"""Most bytes of an output that is kept for retries; a longer one is not kept."""
+"""Most bytes of an output that is kept for retries; do not keep a longer one."""
 
 FORGOTTEN_AT_ONCE = 500
 """Rows that one commit forgets, so that it holds up the others for milliseconds only."""
 
 _DAY = 86_400
-_SELECT = "SELECT side, peer, request, attempt, channel, model, fee, issued, signed, output FROM receipt"
+_SELECT = "SELECT side, peer, signed, output FROM receipt"
+_OF_ATTEMPT = f"{_SELECT} WHERE request = ? AND attempt = ? AND side = ? AND peer = ?"
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptRow:
-    """A signed receipt and what it is found and summed by.
-
-    `side` is this node's, `peer` the other's; `channel` is None where no channel was charged;
-    `issued` in seconds.  TooLarge above `MAX_SIGNED` or `MAX_OUTPUT`.
-    """
+    """A receipt that this node gave (PROVIDER) or got (PAYER); TooLarge above `MAX_OUTPUT`."""
 
     side: Side
     peer: PeerId
-    request: RequestId
-    attempt: int
-    channel: bytes | None
-    model: ModelId
-    fee: Amount
-    issued: float
-    signed: bytes
+    signed: SignedReceipt
     output: bytes | None = None
 
     def __post_init__(self) -> None:
-        if len(self.signed) > MAX_SIGNED or len(self.output or b"") > MAX_OUTPUT:
-            raise TooLarge(f"A receipt has at most {MAX_SIGNED} bytes and a kept output {MAX_OUTPUT}.")
+        if self.output is not None and len(self.output) > MAX_OUTPUT:
+            raise TooLarge(f"An output of {len(self.output)} bytes is not kept; {MAX_OUTPUT} are the most.")
 
 
 @dataclass(frozen=True, slots=True)
 class StoreReceipt:
-    """Conflict if there is a receipt for this attempt already: nothing is charged twice."""
+    """Conflict if there is a receipt for this attempt with this peer already."""
 
-    receipt: ReceiptRow
+    row: ReceiptRow
 
     def apply(self, db: apsw.Connection) -> None:
         """Insert the row."""
-        row = self.receipt
+        row, receipt = self.row, self.row.signed.receipt
         db.execute(
-            "INSERT INTO receipt (side, peer, request, attempt, channel, model, fee, issued, signed, output)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO receipt (side, peer, request, attempt, model, fee, issued, signed, output)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
-                row.side, row.peer, row.request, row.attempt, row.channel,
-                row.model, pack_amount(row.fee), row.issued, row.signed, row.output,
+                row.side, row.peer, *receipt.attempt, receipt.work.model, pack_amount(receipt.charge.price),
+                float(receipt.issued_at), row.signed.packed, row.output,
             ),
         )  # fmt: skip
         if not db.changes():
-            raise Conflict(f"Attempt {row.attempt} has its receipt already.", request_id=row.request)
+            raise Conflict(
+                f"Attempt {receipt.attempt.number} has its receipt already.",
+                request_id=receipt.attempt.request,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +111,7 @@ class ForgetReceipts:
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """Fees of one model on one day (days since the epoch, UTC), over `count` attempts."""
+    """Fees of one model on one day (days since 1970, UTC), over `count` attempts."""
 
     day: int
     model: ModelId
@@ -125,18 +119,23 @@ class Spending:
     count: int
 
 
-def find_receipt(
-    db: apsw.Connection, side: Side, peer: PeerId, request: RequestId, attempt: int
-) -> ReceiptRow | None:
+def find_receipt(db: apsw.Connection, side: Side, peer: PeerId, attempt: AttemptId) -> ReceiptRow | None:
     """The receipt of one attempt; an id that another peer used means nothing here."""
-    query = f"{_SELECT} WHERE request = ? AND attempt = ? AND side = ? AND peer = ?"
-    return next((_receipt(row) for row in db.execute(query, (request, attempt, side, peer))), None)
+    return next(map(_receipt, db.execute(_OF_ATTEMPT, (*attempt, side, peer))), None)
+
+
+def find_receipts(
+    db: apsw.Connection, side: Side, peer: PeerId, attempts: Iterable[AttemptId]
+) -> dict[AttemptId, SignedReceipt]:
+    """The receipts of those attempts that have one, for a Sync."""
+    found = (find_receipt(db, side, peer, attempt) for attempt in attempts)
+    return {row.signed.attempt: row.signed for row in found if row}
 
 
 def receipts_of(db: apsw.Connection, request: RequestId) -> list[ReceiptRow]:
     """All receipts of one request, by attempt."""
-    query = f"{_SELECT} WHERE request = ? ORDER BY attempt, number"
-    return [_receipt(row) for row in db.execute(query, (request,))]
+    rows = db.execute(f"{_SELECT} WHERE request = ? ORDER BY attempt, number", (request,))
+    return [_receipt(row) for row in rows]
 
 
 def oldest_receipt(db: apsw.Connection) -> float | None:
@@ -166,7 +165,5 @@ def spending(db: apsw.Connection, side: Side, since: float) -> list[Spending]:
 
 
 def _receipt(row: tuple[Any, ...]) -> ReceiptRow:
-    side, peer, request, attempt, channel, model, fee, issued, signed, output = row
-    return ReceiptRow(
-        Side(side), peer, request, attempt, channel, model, read_amount(fee), issued, signed, output
-    )
+    side, peer, signed, output = row
+    return ReceiptRow(Side(side), PeerId(peer), read_receipt(signed), output)

@@ -41,8 +41,10 @@ CREATE TABLE channel (
     {_amount("claimed")},
     {_amount("withdrawing")},
     {_amount("charged")},
-    {_amount("ceiling")},
-    signature BLOB NOT NULL,                 -- of the voucher of that ceiling; empty before the first
+    best BLOB NOT NULL,                      -- signed voucher; empty before the first
+    last BLOB NOT NULL,                      -- signed receipt; empty before the first
+    good INTEGER NOT NULL,
+    broken TEXT NOT NULL,
     PRIMARY KEY (side, id)
 ) STRICT, WITHOUT ROWID;
 
@@ -61,7 +63,6 @@ CREATE TABLE receipt (
     peer TEXT NOT NULL,
     request TEXT NOT NULL,
     attempt INTEGER NOT NULL,
-    channel BLOB,                            -- null where nothing was charged on one
     model TEXT NOT NULL,
     {_amount("fee")},
     issued REAL NOT NULL,
