@@ -52,9 +52,10 @@ def write_backup(db: apsw.Connection, path: Path, check_cancelled: Callable[[], 
 def restore(backup: Path, path: Path, owner: PeerId) -> Path | None:
     """Put a backup in the place of the journal; where the old one is kept, if there was one.
 
-    The caller holds the data directory.  Blocks.  Raises ValidationFailed for a backup that is
-    damaged or none; Conflict if backup or journal are another node's or a newer program's, or if the
-    journal has commits that came after the backup.  Then nothing is changed.
+    The caller holds the data directory, and does it again where it was interrupted.  Blocks.  Raises
+    ValidationFailed for a backup that is damaged or none; Conflict if backup or journal are another
+    node's or a newer program's, or if the journal has commits that came after the backup.  Then nothing
+    is changed.
     """
     with opening(backup), closing(apsw.Connection(str(backup), flags=apsw.SQLITE_OPEN_READONLY)) as source:
         if not check_identity(source, owner):
@@ -86,9 +87,12 @@ def _copy(db: apsw.Connection, copy: apsw.Connection, check_cancelled: Callable[
 
 
 def _check_replaceable(path: Path, owner: PeerId, commits: int) -> None:
-    """A damaged journal is what backups are for; a sound one must not know more than the backup."""
+    """A damaged journal is what backups are for; a sound one must not know more than the backup.
+
+    It is opened read-only: whoever may write throws away the log that lies beside a damaged file.
+    """
     try:
-        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
             later = count_commits(db) - commits if check_identity(db, owner) else 0
     except (apsw.CorruptError, apsw.NotADBError):
         return
