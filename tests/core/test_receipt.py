@@ -104,8 +104,8 @@ def test_a_receipts_digest_is_eip_712s(receipt: Receipt) -> None:
     ]  # fmt: skip
     types = (
         "address provider,bytes16 requestId,uint32 attempt,bytes32 offer,bytes32 model,"
-        "bytes32 executionClass,bytes32 inputDigest,bytes32 outputDigest,bytes32 channelId,uint64 sequence,uint128 price,"
-        "uint128 cumulative,uint64 issuedAt"
+        "bytes32 executionClass,bytes32 inputDigest,bytes32 outputDigest,bytes32 channelId,"
+        "uint64 sequence,uint128 price,uint128 cumulative,uint64 issuedAt"
     )
     assert receipt_digest(receipt, CHAIN) == oracle("LLMESH Receipts", "Receipt", types, values)
 
