@@ -64,7 +64,7 @@ class Writer:
         if self._closed:
             raise TransactionFailed("The journal is closed.")
         ticket = _Ticket(changes, trio.lowlevel.current_task())
-        if self._line or len(self._queue) >= CAPACITY:
+        if len(self._queue) >= CAPACITY:  # as it always is while anyone stands in line
             self._line[ticket] = None
         else:
             self._queue.append(ticket)

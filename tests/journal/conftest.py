@@ -64,11 +64,14 @@ class Disk(apsw.VFS):
         super().__init__("faulty", self.base, makedefault=True)
         self.write: apsw.Error | None = None
         self.sync: apsw.Error | None = None
+        self.read_only = False
         self.syncs_left = 1 << 30  # how many syncs still fail while `sync` is set
         self.held: threading.Event | None = None
         self.syncs = 0
 
     def xOpen(self, name: object, flags: list[int]) -> DiskFile:  # noqa: N802
+        if self.read_only:
+            flags[0] = flags[0] & ~apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_READONLY
         return DiskFile(self, name, flags)
 
 

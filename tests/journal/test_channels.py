@@ -95,6 +95,7 @@ async def test_the_largest_amounts_are_kept(path: Path, rows: Rows) -> None:
     async with open_journal(path, rows.owner) as journal:
         await journal.commit(AddChannel(rows.channel()))
         await journal.commit(RecordDeposit(Side.PROVIDER, rows.id, Deposit(MOST, MOST, MOST)))
+        await journal.commit(RecordDeposit(Side.PROVIDER, rows.id, Deposit(MOST, Amount(1), MOST)))
         await journal.commit(rows.charge(1, 0, MOST.micro))
         row = await journal.read(find_channel, Side.PROVIDER, rows.id)
         assert row is not None

@@ -99,6 +99,13 @@ async def test_a_disk_that_takes_nothing_refuses_a_new_journal(path: Path, rows:
         assert await journal.read(count_commits) == 0
 
 
+async def test_a_file_that_can_only_be_read_is_refused(path: Path, rows: Rows, disk: Disk) -> None:
+    async with open_journal(path, rows.owner):
+        pass
+    disk.read_only = True
+    assert "is read-only" in (await refused(path, rows.owner)).message
+
+
 async def test_an_older_journal_is_brought_up_step_by_step(
     path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

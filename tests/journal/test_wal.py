@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.journal.conftest import Rows
 
 HEADER, FRAME_HEADER = 32, 24
-COMMITS = 30
+COMMITS = 12
 
 
 async def written(path: Path, rows: Rows) -> tuple[bytes, bytes]:

@@ -187,6 +187,32 @@ async def test_all_of_a_group_fail_with_their_transaction(path: Path, rows: Rows
         assert await stored(journal, rows, range(50)) == []
 
 
+@dataclass(frozen=True)
+class Spill:
+    """A transaction that outgrows the cache is written, and may fail, before its commit."""
+
+    def apply(self, db: apsw.Connection) -> None:
+        raise apsw.FullError
+
+
+async def test_a_disk_that_fails_in_the_middle_fails_the_group(path: Path, rows: Rows) -> None:
+    failed = 0
+
+    async def commit(*changes: writer.Change) -> None:
+        nonlocal failed
+        with pytest.raises(TransactionFailed, match="disk is full"):
+            await journal.commit(*changes)
+        failed += 1
+
+    async with open_journal(path, rows.owner) as journal:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit, rows.store(1))
+            nursery.start_soon(commit, rows.store(2), Spill())
+            nursery.start_soon(commit, rows.store(3))
+        assert failed == 3
+        assert await stored(journal, rows, range(4)) == []
+
+
 async def test_a_charge_after_a_lost_one_is_refused(path: Path, rows: Rows, disk: Disk) -> None:
     async with open_journal(path, rows.owner) as journal:
         await journal.commit(AddChannel(rows.channel()))
