@@ -6,11 +6,9 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from eth_account.messages import encode_typed_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmesh import crypto
 from llmesh.core import ledgerlog
 from llmesh.core import operations as ops
 from llmesh.core.address import Address
@@ -36,6 +34,7 @@ from llmesh.core.voucher import ChannelId, channel_id
 from llmesh.errors import MeshError, ValidationFailed
 
 from .banking import ALICE, BOB, CAROL, CHAIN, GENESIS, ISSUER, SIGN, START, Bank, claim_of, config
+from .oracle import eip712_digest
 from .test_rules import CREDIT, receipt
 
 PEOPLE = [ISSUER, ALICE, BOB, CAROL]
@@ -320,24 +319,9 @@ def test_a_genesis_gives_a_chain_that_no_evm_chain_has() -> None:
 
 
 def test_an_operations_digest_is_eip_712s() -> None:
-    signable = encode_typed_data(
-        {
-            "name": "LLMESH Ledger",
-            "version": "1",
-            "chainId": CHAIN.id,
-            "verifyingContract": "0x" + ISSUER.hex(),
-        },
-        {
-            "Transfer": [
-                {"name": "actor", "type": "address"},
-                {"name": "nonce", "type": "uint64"},
-                {"name": "to", "type": "address"},
-                {"name": "amount", "type": "uint128"},
-            ]
-        },
-        {"actor": "0x" + ALICE.hex(), "nonce": 3, "to": "0x" + BOB.hex(), "amount": 77},
-    )
-    digest = crypto.keccak256(b"\x19" + signable.version + signable.header + signable.body)
+    types = "address actor,uint64 nonce,address to,uint128 amount"
+    values = ["0x" + ALICE.hex(), 3, "0x" + BOB.hex(), 77]
+    digest = eip712_digest("LLMESH Ledger", CHAIN, "Transfer", types, values)
     signed = ops.sign_operation(ALICE, 3, ops.Transfer(BOB, Amount(77)), CHAIN, SIGN[ALICE])
     assert signed.signature == SIGN[ALICE](digest)
 

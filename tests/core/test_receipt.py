@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from eth_account.messages import encode_typed_data
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmesh import crypto
 from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.evidence import Equivocation, Evidence, Overcharge, case_of, convict, read_evidence
@@ -41,6 +39,7 @@ from llmesh.core.terms import (
 from llmesh.core.voucher import ChannelId
 from llmesh.errors import ValidationFailed
 
+from .oracle import eip712_digest
 from .paying import (
     CHAIN,
     OTHER_CHAIN,
@@ -77,22 +76,6 @@ def receipts(draw: st.DrawFn) -> Receipt:
                    draw(st.integers(0, (1 << 64) - 1)))  # fmt: skip
 
 
-def oracle(domain: str, record: str, types: str, values: list[Any]) -> bytes:
-    """The digest by eth-account's own EIP-712, from the text of the type."""
-    fields = [dict(zip(("type", "name"), field.split(" "), strict=True)) for field in types.split(",")]
-    signable = encode_typed_data(
-        {
-            "name": domain,
-            "version": "1",
-            "chainId": CHAIN.id,
-            "verifyingContract": "0x" + CHAIN.contract.hex(),
-        },
-        {record: fields},
-        dict(zip((field["name"] for field in fields), values, strict=True)),
-    )
-    return crypto.keccak256(b"\x19" + signable.version + signable.header + signable.body)
-
-
 @given(receipts())
 def test_a_receipts_digest_is_eip_712s(receipt: Receipt) -> None:
     work, charge = receipt.work, receipt.charge
@@ -107,7 +90,7 @@ def test_a_receipts_digest_is_eip_712s(receipt: Receipt) -> None:
         "bytes32 executionClass,bytes32 inputDigest,bytes32 outputDigest,bytes32 channelId,"
         "uint64 sequence,uint128 price,uint128 cumulative,uint64 issuedAt"
     )
-    assert receipt_digest(receipt, CHAIN) == oracle("LLMESH Receipts", "Receipt", types, values)
+    assert receipt_digest(receipt, CHAIN) == eip712_digest("LLMESH Receipts", CHAIN, "Receipt", types, values)
 
 
 @given(receipts())
@@ -130,7 +113,7 @@ def test_terms_are_eip_712s_and_survive_the_wire() -> None:
         "address provider,bytes32 model,bytes32 executionClass,uint128 maxPrice,uint64 sequence,"
         "uint64 notAfter"
     )
-    assert oracle("LLMESH Terms", "Terms", types, values) == OFFER
+    assert eip712_digest("LLMESH Terms", CHAIN, "Terms", types, values) == OFFER
     assert read_terms(SIGNED_TERMS.packed) == SIGNED_TERMS
     check_terms(SIGNED_TERMS, CHAIN)
 
