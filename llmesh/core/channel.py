@@ -16,7 +16,7 @@ from llmesh.core.ids import AttemptId
 from llmesh.core.receipt import Charge, SignedReceipt, check_receipt
 from llmesh.core.typed import Chain
 from llmesh.core.voucher import ChannelConfig, SignedVoucher, channel_id, check_voucher
-from llmesh.errors import Conflict, InsufficientBalance, NodeBusy, ValidationFailed
+from llmesh.errors import Conflict, InsufficientBalance, MeshError, NodeBusy, ValidationFailed
 
 __all__ = [
     "MAX_ATTEMPTS", "NEW", "NOTHING", "Deposit", "ProviderBooks", "ProviderChannel", "Sync", "SyncRequest",
@@ -106,6 +106,7 @@ class ProviderChannel:
         self._reserved: dict[AttemptId, Amount] = {}
         self._committing: dict[AttemptId, Amount] = {}
         self._recent: OrderedDict[AttemptId, SignedReceipt | None] = OrderedDict()
+        self._session = 0
         self.best: SignedVoucher | None = None
         self.last: SignedReceipt | None = None
         self._open(books)
@@ -131,22 +132,29 @@ class ProviderChannel:
         attempt: AttemptId,
         quote: Amount,
         voucher: SignedVoucher | None,
+        session: int,
         stored: SignedReceipt | None = None,
     ) -> SignedReceipt | None:
         """Reserve the quote of an attempt; or give the receipt of one that was charged before.
 
-        `stored` is the receipt that the Journal has of it: look there first, then call this.  Raises
-        ValidationFailed for a forged voucher, InsufficientBalance where voucher or deposit do not cover
-        the quote (the payer then syncs), Conflict for an attempt that is under way or was declared not
-        charged, NodeBusy for too many.  A refusal reserves nothing; only a better voucher is kept.
+        `session` is the number of the session it came by, as this node counts them; `stored` the receipt
+        that the Journal has of it: look there first, then call this.  Raises ValidationFailed for a forged
+        voucher, InsufficientBalance where voucher or deposit do not cover the quote (the payer then
+        syncs), Conflict for an attempt that is under way, was declared not charged or comes by a session
+        from before the last sync's, NodeBusy for too many.  A refusal reserves nothing and is final for
+        this attempt; only a better voucher is kept.
         """
         known = stored or self._recent.get(attempt)
         if known is not None:
             return known
+        self._refuse_stale(session)
         self._refuse_repeated(attempt)
         if voucher is not None:
             self._take(voucher)
-        self._refuse_uncovered(quote)
+        refusal = self._refusal(quote)
+        if refusal is not None:
+            self._remember(attempt, None)
+            raise refusal
         self._reserved[attempt] = quote
         return None
 
@@ -189,14 +197,18 @@ class ProviderChannel:
             self._remember(attempt, None)
         self._committing.clear()
 
-    def sync(self, request: SyncRequest, stored: Mapping[AttemptId, SignedReceipt]) -> Sync:
+    def sync(self, request: SyncRequest, stored: Mapping[AttemptId, SignedReceipt], session: int) -> Sync:
         """Take from the payer what this side forgot, and tell what is known of the attempts it asks for.
 
         `stored` are the Journal's receipts of those.  A forgotten charge is taken up again from a receipt
-        that this provider signed itself; commit `best` and `last` if they have changed.  Raises
-        ValidationFailed, changing nothing, for what is forged or another channel's.
+        that this provider signed itself; commit `best` and `last` if they have changed.  From here on what
+        still arrives by an earlier session is refused: a payer that forgot it cannot have paid for it.
+        Raises ValidationFailed, changing nothing, for what is forged or another channel's; Conflict by an
+        earlier session.
         """
+        self._refuse_stale(session)
         self._check_memory(request)
+        self._session = session
         if request.best is not None:
             self._take(request.best)
         if request.last is not None:
@@ -218,20 +230,25 @@ class ProviderChannel:
         self.charged = max(charge.cumulative if charge else NOTHING, self.deposit.claimed)
         self.sequence = charge.sequence if charge else 0
 
+    def _refuse_stale(self, session: int) -> None:
+        if session < self._session:
+            raise Conflict("The payer has come back by a newer session since.")
+
     def _refuse_repeated(self, attempt: AttemptId) -> None:
         if attempt in self._reserved or attempt in self._committing:
             raise Conflict(f"Attempt {attempt.number} at this request is under way.")
         if attempt in self._recent:
             raise Conflict(f"Attempt {attempt.number} at this request was given up.")
-        if len(self._reserved) + len(self._committing) >= MAX_ATTEMPTS:
-            raise NodeBusy(f"{MAX_ATTEMPTS} attempts of this channel are under way.", retry_after=1.0)
 
-    def _refuse_uncovered(self, quote: Amount) -> None:
+    def _refusal(self, quote: Amount) -> MeshError | None:
+        if len(self._reserved) + len(self._committing) >= MAX_ATTEMPTS:
+            return NodeBusy(f"{MAX_ATTEMPTS} attempts of this channel are under way.", retry_after=1.0)
         left = self.covered.micro - self.charged.micro - self.reserved.micro
-        if quote.micro > left:
-            raise InsufficientBalance(
-                f"The voucher and the deposit leave {Amount(max(left, 0))} MESH for a quote of {quote}."
-            )
+        if quote.micro <= left:
+            return None
+        return InsufficientBalance(
+            f"The voucher and the deposit leave {Amount(max(left, 0))} MESH for a quote of {quote}."
+        )
 
     def _take(self, voucher: SignedVoucher) -> None:
         """Keep a voucher if it is better than the best; an older one is not even looked at."""

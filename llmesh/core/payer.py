@@ -49,8 +49,9 @@ class PayerBooks:
 class PayerChannel:
     """One channel as its payer runs it; every method is one indivisible step.
 
-    Opened from a Journal it must `sync` before it reserves (`synced` is False); a channel that was never
-    used is in step from the start.  Once `broken` says why, nothing more is authorised: withdraw.
+    Opened from a Journal it must `sync` before it reserves (`synced` is False) and takes the provider's
+    word, within what it signed, for what it forgot; a channel that was never used needs none.  Once
+    `broken` says why, nothing more is authorised: withdraw.
     """
 
     def __init__(
@@ -66,8 +67,6 @@ class PayerChannel:
         self._in_flight: dict[AttemptId, Amount] = {}
         self._lost: dict[AttemptId, None] = {}
         self._over: OrderedDict[AttemptId, None] = OrderedDict()
-        # What attempts of an earlier life, forgotten by both sides' answers, may yet be charged.
-        self._forgotten = NOTHING
 
     @property
     def reserved(self) -> Amount:
@@ -150,12 +149,11 @@ class PayerChannel:
         asked for; an overcharge that it shows breaks the channel.
         """
         signed = self._check_sync(asked, answer)
+        if not self.synced:
+            self._adopt(signed, answer)
+            return
         self.books = replace(self.books, signed=signed)
-        if self.synced:
-            self._settle(asked, answer)
-        else:
-            self._adopt(answer)
-        self._take_up(answer)
+        self._settle(asked, answer)
         if answer.last is not None:
             self._refuse_overcharge(answer.last)
 
@@ -175,16 +173,11 @@ class PayerChannel:
             self._break(f"The provider charged {signed.charge.price} MESH where {quote} was agreed to.")
 
     def _refuse_overcharge(self, last: SignedReceipt) -> None:
-        """All that was charged must be known here, in flight, or forgotten."""
+        """All that was charged must be counted here, or in flight."""
         known = self.books.spent.micro + self.reserved.micro
-        excess = last.charge.cumulative.micro - known
-        if excess > self._forgotten.micro:
-            self._break(
-                f"The provider has charged {last.charge.cumulative} MESH where {Amount(known)} was asked for."
-            )
-        if excess > 0:
-            self._forgotten -= Amount(excess)
-            self.books = replace(self.books, spent=self.books.spent + Amount(excess))
+        if last.charge.cumulative.micro > known:
+            charged = last.charge.cumulative
+            self._break(f"The provider has charged {charged} MESH where {Amount(known)} was asked for.")
 
     def _count(self, signed: SignedReceipt) -> None:
         self.release(signed.attempt)
@@ -221,22 +214,20 @@ class PayerChannel:
             if attempt not in running:
                 self.release(attempt)
 
-    def _adopt(self, answer: Sync) -> None:
-        """Take the provider's word, within what we signed, for what this side no longer knows."""
-        books = self.books
-        if answer.last is not None:
-            spent = max(books.spent, answer.last.charge.cumulative)
-            self.books = replace(books, spent=spent, last=_later(books.last, answer.last))
-        self._forgotten = self.exposure
-        self.synced = True
+    def _adopt(self, signed: SignedVoucher | None, answer: Sync) -> None:
+        """Take the provider's word, within what we signed, for what this side no longer knows.
 
-    def _take_up(self, answer: Sync) -> None:
-        """Attempts of an earlier life that are still running count as lost here, until another sync."""
-        for attempt, quote in answer.running:
-            if attempt not in self._in_flight and attempt not in self._over and quote <= self._forgotten:
-                self._forgotten -= quote
-                self._in_flight[attempt] = quote
-                self._lost[attempt] = None
+        Attempts of an earlier life that still run count as lost here, until another sync.
+        """
+        books, last, running = self.books, self.books.last, dict(answer.running)
+        spent = books.spent
+        if answer.last is not None:
+            spent, last = max(spent, answer.last.charge.cumulative), _later(last, answer.last)
+        if running and spent.micro + _total(running.values()).micro > _ceiling(signed).micro:
+            raise ValidationFailed("More is said to be under way than this node ever authorised.")
+        self.books = replace(books, spent=spent, signed=signed, last=last)
+        self._in_flight, self._lost = running, dict.fromkeys(running)
+        self.synced = True
 
     def _break(self, why: str) -> None:
         self.broken = why
