@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,9 @@ from libp2p.peer.id import ID
 
 from llmesh import crypto
 from llmesh.core.ids import peer_id
+
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+SECRET, DIGEST = bytes(31) + b"\x07", b"d" * 32
 
 seeds = st.binary(min_size=32, max_size=32)
 
@@ -44,3 +49,45 @@ def test_other_peer_ids_are_refused(text: str) -> None:
 
 def test_sha256() -> None:
     assert crypto.sha256_hex(b"abc").startswith("ba7816bf")
+
+
+def test_keccak_is_ethereums() -> None:
+    assert crypto.keccak256(b"").hex().startswith("c5d2460186f7233c927e7db2dcc703c0")
+
+
+def test_blake3_is_over_the_parts_together() -> None:
+    assert crypto.blake3_of([b"a", b"bc"]) == crypto.blake3_of([b"abc"])
+    assert crypto.blake3_of([]).hex().startswith("af1349b9f5f9a1a6a0404dea36dcc949")
+
+
+@given(st.integers(1, 1 << 200), st.binary(min_size=32, max_size=32))
+def test_a_signature_names_its_key(number: int, digest: bytes) -> None:
+    secret = number.to_bytes(32, "big")
+    signature = crypto.signer(secret)(digest)
+    assert crypto.recover(digest, signature) == crypto.address_of(secret)
+    assert signature == crypto.signer(secret)(digest)
+    assert int.from_bytes(signature[32:64], "big") <= ORDER // 2
+
+
+@given(st.integers(0, 64), st.integers(1, 255))
+def test_a_changed_signature_names_another_key_or_none(position: int, change: int) -> None:
+    changed = bytearray(crypto.signer(SECRET)(DIGEST))
+    changed[position] ^= change
+    with contextlib.suppress(ValueError):
+        assert crypto.recover(DIGEST, bytes(changed)) != crypto.address_of(SECRET)
+
+
+def test_a_high_s_is_refused() -> None:
+    signature = crypto.signer(SECRET)(DIGEST)
+    s = ORDER - int.from_bytes(signature[32:64], "big")
+    mirrored = signature[:32] + s.to_bytes(32, "big") + bytes((55 - signature[64],))
+    with pytest.raises(ValueError, match="low"):
+        crypto.recover(DIGEST, mirrored)
+
+
+@pytest.mark.parametrize("secret", [b"", bytes(32), bytes(31), b"\xff" * 32, bytes(31) + b"\x01\x02"])
+def test_what_is_no_secp256k1_key_is_refused(secret: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (the library's own words)
+        crypto.signer(secret)
+    with pytest.raises(ValueError):  # noqa: PT011
+        crypto.address_of(secret)

@@ -38,6 +38,8 @@ DOORS = {
     "google": ("llmesh/wire/", "llmesh/runtime/scan.py"),  # an ONNX file is a protobuf message
     "nacl": ("llmesh/crypto.py",),
     "coincurve": ("llmesh/crypto.py",),
+    "Crypto": ("llmesh/crypto.py",),
+    "blake3": ("llmesh/crypto.py",),
     "quart": ("llmesh/gateway/",),
     "quart_trio": ("llmesh/gateway/",),
     "hypercorn": ("llmesh/gateway/",),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from llmesh.errors import ValidationFailed
 
-__all__ = ["ModelId", "PeerId", "RequestId", "model_id", "peer_id", "request_id"]
+__all__ = ["AttemptId", "ModelId", "PeerId", "RequestId", "model_id", "peer_id", "request_id"]
 
 PeerId = NewType("PeerId", str)
 """A libp2p peer id in base58; it contains the Ed25519 public key of the node it names."""
@@ -17,6 +17,14 @@ ModelId = NewType("ModelId", str)
 
 RequestId = NewType("RequestId", str)
 """32 hex digits, random, made by whoever asks."""
+
+
+class AttemptId(NamedTuple):
+    """One attempt at a request: what is paid once, however often it is sent."""
+
+    request: RequestId
+    number: int
+
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _HEX32 = re.compile(r"[0-9a-f]{32}\Z")
