@@ -29,7 +29,7 @@ class TextStream:
     """One answer's text.  `hidden` tokens have none; the first of `stops` to be complete ends it.
 
     The texts of the spans together are what the tokenizer makes of all tokens at once, cut where
-    the stop string begins.
+    the stop string begins, and without the part of a character that may be left at the end.
     """
 
     def __init__(self, tokenizer: Tokenizer, hidden: Collection[int], stops: Sequence[str]) -> None:
@@ -51,7 +51,7 @@ class TextStream:
         return self._cut_at_stop() or self._release()
 
     def end(self) -> Span:
-        """What is left when no token follows; a character cut in two shows as U+FFFD."""
+        """What is left when no token follows; of a character cut in two nothing is shown."""
         self._text += self._decoding.end()
         return self._cut_at_stop() or self._take(len(self._text), len(self._ids))
 
@@ -108,7 +108,7 @@ class _ByteLevel:
         return text
 
     def end(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        return ""  # what the decoder still holds is no whole character
 
 
 class _Window:
@@ -127,7 +127,7 @@ class _Window:
         return self._commit(text) if self.whole else ""
 
     def end(self) -> str:
-        return self._commit(self._grown())
+        return self._commit(self._grown().rstrip(_UNFINISHED))
 
     def _grown(self) -> str:
         """A first token may lose its leading space, so both sides start with the same tokens."""
