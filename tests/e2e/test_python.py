@@ -52,11 +52,14 @@ loop.run({call})
 print("program over")
 """
 
+# libp2p imports a deprecated part of websockets where that is installed, as the tests' oracles do.
+OF_LIBP2P = "ignore:websockets.legacy is deprecated:DeprecationWarning"
+
 
 def run(folder: Path, program: str, seconds: float = 40) -> subprocess.CompletedProcess[str]:
     """The program, in a folder of its own; fails if it is not over in time."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+        [sys.executable, "-W", "error", "-W", OF_LIBP2P, "-c", program],
         cwd=folder, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
 
