@@ -11,7 +11,7 @@ from llmesh.core.encoding import Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.reference import ModelRef
 
-__all__ = ["Attempt", "Chunk", "InferenceRequest", "Result", "Usage"]
+__all__ = ["Attempt", "Chunk", "InferenceRequest", "Result", "Skipped", "Usage"]
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
@@ -59,8 +59,17 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """A provider that did not answer a request: not wished for, or tried in vain; `code` of an error."""
+
+    peer_id: PeerId
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """A finished inference: who served which model, what it said, what it cost."""
+    """A finished inference: who served which model, what it said, what it cost, who was passed over."""
 
     request_id: RequestId
     model: str
@@ -71,3 +80,4 @@ class Result:
     latency_ms: float
     usage: Usage = Usage()
     attempts: int = 1
+    skipped: tuple[Skipped, ...] = ()

@@ -16,10 +16,25 @@ from typing import TypeAlias
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
+from llmesh.core.inference import Skipped
 from llmesh.core.reference import ModelRef
-from llmesh.errors import ModelNotFound
+from llmesh.errors import InsufficientStake, ModelNotFound
 
-__all__ = ["Candidate", "Measured", "Rank", "Sort", "Trust", "Wishes", "eligible", "most_bonded", "rank"]
+__all__ = [
+    "Candidate",
+    "Measured",
+    "Plan",
+    "Rank",
+    "Sort",
+    "Trust",
+    "Wishes",
+    "eligible",
+    "most_bonded",
+    "rank",
+]
+
+MAX_SKIPPED = 32
+"""The most providers that one answer names as passed over."""
 
 _STRANGER_LATENCY = 0.1
 _NO_STAKE = Amount(0)
@@ -52,6 +67,14 @@ class Candidate:
     offer: Offer
     stake: Amount
     fee: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who may serve a request, at least one and the best first, and who was passed over at once."""
+
+    candidates: tuple[Candidate, ...]
+    skipped: tuple[Skipped, ...] = ()
 
 
 class Trust(IntEnum):
@@ -94,15 +117,15 @@ def most_bonded(ref: ModelRef, offers: Iterable[tuple[Offer, Announcement]]) -> 
     return ids[0] if ids else None
 
 
-def eligible(
-    candidates: Sequence[Candidate], max_fee: Amount | None, wishes: Wishes, own: PeerId
-) -> list[Candidate]:
-    """Those of at least one candidate that the caller wishes for.
+def eligible(candidates: Sequence[Candidate], max_fee: Amount | None, wishes: Wishes, own: PeerId) -> Plan:
+    """Those of at least one candidate that the caller wishes for, and at most `MAX_SKIPPED` others.
 
     Raises ModelNotFound that says what excluded them all.
     """
     name = candidates[0].offer.card.name
-    wanted = [c for c in candidates if _wanted(c, wishes, own)]
+    unwanted = [skipped for c in candidates if (skipped := _unwanted(c, wishes, own))]
+    gone = {skipped.peer_id for skipped in unwanted}
+    wanted = [c for c in candidates if c.peer_id not in gone]
     if not wanted:
         raise ModelNotFound(
             f"None of the {len(candidates)} known providers of {name} is wished for (at least"
@@ -115,7 +138,8 @@ def eligible(
         raise ModelNotFound(
             f"The cheapest offer of {name} costs {cheapest} MESH, more than the max_fee of {max_fee} MESH."
         )
-    return affordable
+    dear = [_dear(c, max_fee) for c in wanted if max_fee is not None and c.fee > max_fee]
+    return Plan(tuple(affordable), (*unwanted, *dear)[:MAX_SKIPPED])
 
 
 def rank(
@@ -129,11 +153,23 @@ def rank(
     return sorted(candidates, key=lambda c: (*order(c, measured(c)), rng()))
 
 
-def _wanted(candidate: Candidate, wishes: Wishes, own: PeerId) -> bool:
+def _unwanted(candidate: Candidate, wishes: Wishes, own: PeerId) -> Skipped | None:
     peer = candidate.peer_id
-    if peer in wishes.deny or (wishes.allow and peer not in wishes.allow):
-        return False
-    return peer == own or candidate.stake >= wishes.min_stake
+    if peer in wishes.deny:
+        return Skipped(peer, ModelNotFound.code, "The request ignores this provider.")
+    if wishes.allow and peer not in wishes.allow:
+        return Skipped(
+            peer, ModelNotFound.code, "It is none of the providers that the request is limited to."
+        )
+    if peer != own and candidate.stake < wishes.min_stake:
+        reason = f"Its stake is {candidate.stake} MESH, less than {wishes.min_stake} MESH."
+        return Skipped(peer, InsufficientStake.code, reason)
+    return None
+
+
+def _dear(candidate: Candidate, max_fee: Amount) -> Skipped:
+    reason = f"It asks {candidate.fee} MESH, more than the max_fee of {max_fee} MESH."
+    return Skipped(candidate.peer_id, ModelNotFound.code, reason)
 
 
 def _by_price(candidate: Candidate, measured: Measured) -> Rank:

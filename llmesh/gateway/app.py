@@ -22,16 +22,15 @@ from llmesh.errors import (
 from llmesh.gateway.docs import docs_routes
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.inference import Router, post_inference
+from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
 from llmesh.gateway.models import Catalogue, get_models
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.problems import answer_to
 from llmesh.gateway.request import Request, new_request_id
 from llmesh.gateway.schema import (
     HealthBody,
-    InferenceBody,
     ModelsBody,
     ModelsQuery,
-    ResultBody,
     StatusBody,
 )
 from llmesh.gateway.status import NodeView, get_health, get_readiness, get_status
@@ -65,7 +64,7 @@ def create_app(
     table = routes(router, catalogue, node)
     for route in table:
         app.add_url_rule(
-            route.path,
+            route.rule,
             f"{route.method} {route.path}",
             _endpoint(route.view),
             methods=[route.method],
@@ -83,17 +82,17 @@ def routes(router: Router, catalogue: Catalogue, node: NodeView) -> tuple[Route,
         Route(
             "POST", "/api/v1/inference", partial(post_inference, router),
             "Run one inference on whoever offers the model.",
-            answer=ResultBody, body=InferenceBody, errors=_ROUTER_ERRORS,
+            answers=(ResultBody, PlanBody), body=InferenceBody, errors=_ROUTER_ERRORS,
         ),
         Route(
             "GET", "/api/v1/models", partial(get_models, catalogue),
-            "Search the models on offer.", answer=ModelsBody, query=ModelsQuery,
+            "Search the models on offer.", answers=(ModelsBody,), query=ModelsQuery,
         ),
         Route("GET", "/api/v1/status", partial(get_status, node), "Who this node is and how it stands.",
-              answer=StatusBody),
-        Route("GET", "/healthz", get_health, "Whether the node's process is alive.", answer=HealthBody),
+              answers=(StatusBody,)),
+        Route("GET", "/healthz", get_health, "Whether the node's process is alive.", answers=(HealthBody,)),
         Route("GET", "/readyz", partial(get_readiness, node), "Whether the node can serve requests.",
-              answer=HealthBody, errors=(NodeBusy,)),
+              answers=(HealthBody,), errors=(NodeBusy,)),
     )  # fmt: skip
     return (*api, *docs_routes(api))
 

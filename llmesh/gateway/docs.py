@@ -81,13 +81,19 @@ def _operations(paths: dict[str, Any]) -> Iterator[str]:
             yield f"<h2><code>{method.upper()} {escape(path)}</code></h2>"
             yield f"<p>{escape(operation['summary'])}</p>"
             for parameter in operation.get("parameters", ()):
-                yield f"<p><code>?{parameter['name']}=</code> {_words(parameter['schema'])}</p>"
+                yield f"<p><code>{_placed(parameter)}</code> {_words(parameter['schema'])}</p>"
             if body := operation.get("requestBody"):
-                yield f"<p>Takes {_words(body['content']['application/json']['schema'])}.</p>"
+                for media, content in body["content"].items():
+                    yield f"<p>Takes <code>{media}</code>: {_words(content['schema'])}.</p>"
             yield _table(
                 (status, f"{escape(answer['description'])} {_words(_schema(answer))}")
                 for status, answer in operation["responses"].items()
             )
+
+
+def _placed(parameter: dict[str, Any]) -> str:
+    name = parameter["name"]
+    return {"path": f"{{{name}}}", "query": f"?{name}=", "header": f"{name}:"}[parameter["in"]]
 
 
 def _shape(name: str, shape: dict[str, Any]) -> Iterator[str]:

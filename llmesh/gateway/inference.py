@@ -7,9 +7,11 @@ from typing import Protocol
 from quart import Response
 
 from llmesh.core.inference import InferenceRequest, Result
+from llmesh.core.ranking import Plan, Wishes
 from llmesh.errors import ModelFailed
+from llmesh.gateway.inference_schema import PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import ResultBody, decode_body, encode
+from llmesh.gateway.schema import decode, encode
 
 __all__ = ["Router", "post_inference", "render_result"]
 
@@ -17,15 +19,22 @@ __all__ = ["Router", "post_inference", "render_result"]
 class Router(Protocol):
     """What answers an inference; `mesh.router` does."""
 
-    async def infer(self, request: InferenceRequest) -> Result:
+    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         """Run it somewhere within its timeout.  Raises MeshError; cancelling stops the work."""
+
+    async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
+        """Who would serve it, in order; nothing is run.  Raises MeshError."""
 
 
 async def post_inference(router: Router, request: Request) -> Response:
-    """Run one inference.  A client that hangs up cancels it."""
-    body = decode_body(await request.json_bytes())
-    result = await router.infer(body.to_request(request.id))
-    return Response(render_result(result), content_type="application/json")
+    """Run one inference, or tell who would.  A client that hangs up cancels it."""
+    body = decode(await request.json_bytes(), decode_inference)
+    asked, wishes = body.to_request(request.id), body.to_wishes()
+    if body.dry_run:
+        answer = encode(PlanBody.of(request.id, await router.plan(asked, wishes)))
+    else:
+        answer = render_result(await router.infer(asked, wishes))
+    return Response(answer, content_type="application/json")
 
 
 def render_result(result: Result) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from quart import Response
@@ -17,6 +18,7 @@ from llmesh.gateway.schema import Malformed, Problem
 
 __all__ = ["Route", "document"]
 
+_Schema: TypeAlias = dict[str, Any]
 _API_VERSION = "1.0.0"
 _REF = "#/components/schemas/{name}"
 
@@ -25,18 +27,28 @@ _REF = "#/components/schemas/{name}"
 class Route:
     """One method of one path: what it does, what it takes, what it answers, how it may fail.
 
-    Every route may also answer 401 (foreign host or page); one with a query 422; one with a body
-    400, 408, 413, 415 and 422.  A route without an `answer` in JSON stays out of the document.
+    `path` has its variables in braces, each with a schema in `variables`.  It answers one of the
+    shapes of `answers` under `status`.  Every route may also answer 401 (foreign host or page); one
+    with a query or variables 422; one with a body (in JSON, or `uploads`: schemas by media type) 400,
+    408, 413, 415 and 422.  A route without an answer in JSON stays out of the document.
     """
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     view: Callable[[Request], Awaitable[Response]]
     summary: str
-    answer: type[msgspec.Struct] | None = None
+    answers: tuple[type[msgspec.Struct], ...] = ()
+    status: int = 200
     body: type[msgspec.Struct] | None = None
+    uploads: Mapping[str, _Schema] = field(default_factory=dict)
     query: type[msgspec.Struct] | None = None
+    variables: Mapping[str, _Schema] = field(default_factory=dict)
     errors: tuple[type[MeshError], ...] = ()
+
+    @property
+    def rule(self) -> str:
+        """The path as Quart writes it."""
+        return self.path.replace("{", "<").replace("}", ">")
 
     def failures(self) -> dict[int, list[str]]:
         """Names of errors by HTTP status."""
@@ -52,14 +64,14 @@ class Route:
     def _input_errors(self) -> tuple[type[MeshError], ...]:
         if self.body:
             return (Malformed, ValidationFailed, TooLarge)
-        return (ValidationFailed,) if self.query else ()
+        return (ValidationFailed,) if self.query or self.variables else ()
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The whole document, ready for JSON."""
-    routes = [route for route in routes if route.answer]
+    routes = [route for route in routes if route.answers]
     shapes: set[type[msgspec.Struct]] = {
-        shape for r in routes for shape in (r.answer, r.body, r.query) if shape
+        shape for r in routes for shape in (*r.answers, r.body, r.query) if shape
     } | {Problem}
     ordered = sorted(shapes, key=lambda shape: shape.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
@@ -85,28 +97,37 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         "operationId": _operation_id(route),
         "summary": route.summary,
         "responses": {
-            "200": {"description": "Done.", "content": _json(route.answer)},
+            str(route.status): {"description": "Done.", "content": _json(route.answers)},
             **failures,
         },
     }
-    if route.query:
-        operation["parameters"] = list(_parameters(schemas[route.query.__name__]))
+    if parameters := list(_parameters(route, schemas)):
+        operation["parameters"] = parameters
     if route.body:
-        operation["requestBody"] = {"required": True, "content": _json(route.body)}
+        uploads = {media: {"schema": schema} for media, schema in route.uploads.items()}
+        operation["requestBody"] = {"required": True, "content": _json((route.body,)) | uploads}
     return operation
 
 
 def _operation_id(route: Route) -> str:
-    return f"{route.method.lower()}_{route.path.rsplit('/', 1)[-1]}"
+    words = re.findall(r"\w+", route.path.removeprefix("/api/v1"))
+    return "_".join((route.method.lower(), *words))
 
 
-def _parameters(query: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    for name, schema in query["properties"].items():
-        yield {"name": name, "in": "query", "required": False, "schema": schema}
+def _parameters(route: Route, schemas: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, schema in route.variables.items():
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
+    if route.query:
+        shape = schemas[route.query.__name__]
+        for name, schema in shape["properties"].items():
+            required = name in shape.get("required", ())
+            yield {"name": name, "in": "query", "required": required, "schema": schema}
 
 
-def _json(shape: type[msgspec.Struct] | None) -> dict[str, Any]:
-    return {"application/json": _ref(shape)} if shape else {}
+def _json(shapes: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
+    if len(shapes) == 1:
+        return {"application/json": _ref(shapes[0])}
+    return {"application/json": {"schema": {"anyOf": [_ref(shape)["schema"] for shape in shapes]}}}
 
 
 def _ref(shape: type[msgspec.Struct]) -> dict[str, Any]:

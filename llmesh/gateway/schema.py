@@ -7,52 +7,43 @@ infinity, so in an output they become null.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llmesh.core.amount import Amount
-from llmesh.core.encoding import Tensor, Value
-from llmesh.core.ids import RequestId
-from llmesh.core.inference import InferenceRequest, Result
-from llmesh.core.reference import ModelRef
 from llmesh.errors import MeshError, ValidationFailed
 
 __all__ = [
     "HealthBody",
-    "InferenceBody",
     "Malformed",
+    "MaxFee",
+    "Mesh",
     "ModelBody",
     "ModelsBody",
     "ModelsQuery",
     "Problem",
-    "ResultBody",
     "StatusBody",
     "TransferBody",
-    "UsageBody",
     "WorkerBody",
-    "decode_body",
+    "decode",
     "decode_query",
     "encode",
     "mesh",
+    "parse_amount",
     "problem",
 ]
 
-MAX_TIMEOUT = 3600.0
 MAX_MODELS = 1000
 _MAX_QUERY_FIELDS = 16
 _MAX_DETAIL = 300
-_Mesh = Annotated[Raw, Meta(description="MESH", extra_json_schema={"type": "number", "minimum": 0})]
-_MaxFee = Annotated[
+Mesh = Annotated[Raw, Meta(description="MESH", extra_json_schema={"type": "number", "minimum": 0})]
+MaxFee = Annotated[
     int | float | str,
     Meta(description="The most one inference may cost, in MESH; a number or its decimal text."),
-]
-_Text = Annotated[str, Meta(min_length=1)]
-_Named = Annotated[
-    dict[Annotated[str, Meta(min_length=1, max_length=256)], Any], Meta(min_length=1, max_length=256)
 ]
 _T = TypeVar("_T", bound=Struct)
 
@@ -63,77 +54,17 @@ class Malformed(ValidationFailed):
     http_status = 400
 
 
-class InferenceBody(Struct, forbid_unknown_fields=True):
-    """What to run on what."""
-
-    model: Annotated[
-        str, Meta(min_length=1, max_length=300, description="`name`, `name:version` or `name@id`.")
-    ]
-    input: Annotated[_Text | _Named, Meta(description='Values by name; a bare string means {"text": ...}.')]
-    timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT, description="Seconds for the whole request.")] = 30.0
-    max_fee: _MaxFee | None = None
-
-    def to_request(self, id: RequestId) -> InferenceRequest:
-        """The request these words stand for.  Raises ValidationFailed."""
-        return InferenceRequest(
-            id=id,
-            model=ModelRef.parse(self.model),
-            input={"text": self.input} if isinstance(self.input, str) else self.input,
-            timeout=self.timeout,
-            max_fee=_limit(self.max_fee),
-        )
-
-
-class UsageBody(Struct):
-    """What the work amounted to."""
-
-    input_tokens: int
-    output_tokens: int
-    compute_ms: float
-
-
-class ResultBody(Struct):
-    """Who served which model, what it said, what it cost."""
-
-    request_id: str
-    model: str
-    model_id: str
-    output: Annotated[
-        dict[str, Any], Meta(description="Values by name; a tensor is a nested list, NaN is null.")
-    ]
-    fee: _Mesh
-    provider: str
-    latency_ms: float
-    usage: UsageBody
-    attempts: int
-
-    @classmethod
-    def of(cls, result: Result) -> Self:
-        usage = result.usage
-        return cls(
-            request_id=result.request_id,
-            model=result.model,
-            model_id=result.model_id,
-            output=_plain(result.output),
-            fee=mesh(result.fee),
-            provider=result.provider,
-            latency_ms=round(result.latency_ms, 3),
-            usage=UsageBody(usage.input_tokens, usage.output_tokens, round(usage.compute_ms, 3)),
-            attempts=result.attempts,
-        )
-
-
 class ModelsQuery(Struct, forbid_unknown_fields=True):
     """Which offers are wanted."""
 
     name: Annotated[str, Meta(max_length=128, description="Part of the model's name.")] = ""
-    max_fee: _MaxFee | None = None
+    max_fee: MaxFee | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_MODELS, description="How many at most.")] = 100
 
     @property
     def most(self) -> Amount | None:
         """`max_fee` as money.  Raises ValidationFailed."""
-        return _limit(self.max_fee)
+        return None if self.max_fee is None else parse_amount(self.max_fee, "max_fee")
 
 
 class ModelBody(Struct):
@@ -143,9 +74,9 @@ class ModelBody(Struct):
     version: str
     model_id: str
     task: str
-    fee: _Mesh
+    fee: Mesh
     provider: str
-    stake: _Mesh
+    stake: Mesh
     description: str
     licence: str
     variant: Annotated[str, Meta(description="The ONNX file of the bundle that runs.")]
@@ -188,8 +119,8 @@ class StatusBody(Struct):
     version: str
     peers: int
     models: int
-    stake: _Mesh
-    earnings: _Mesh
+    stake: Mesh
+    earnings: Mesh
     addresses: Annotated[Sequence[str], Meta(description="Multiaddrs where others may dial this node.")]
     reachable: Annotated[bool | None, Meta(description="Whether a peer could dial back; null while unknown.")]
     uptime: Annotated[float, Meta(description="Seconds since the start.")]
@@ -219,15 +150,14 @@ class Problem(Struct):
     retry_after: Annotated[float, Meta(description="Seconds.")] | UnsetType = UNSET
 
 
-_decode_inference = msgspec.json.Decoder(InferenceBody).decode
 encode = msgspec.json.Encoder().encode
 """JSON text of any of the structs above, in UTF-8."""
 
 
-def decode_body(body: bytes) -> InferenceBody:
+def decode(body: bytes, decoder: Callable[[bytes], _T]) -> _T:
     """Raises Malformed for what is not JSON, ValidationFailed (naming the field) for what is not valid."""
     try:
-        return _decode_inference(body)
+        return decoder(body)
     except msgspec.ValidationError as error:
         raise ValidationFailed(_sentence(error)) from None
     except UnicodeDecodeError:
@@ -276,17 +206,14 @@ def problem(error: MeshError, status: int, request_id: str) -> Problem:
     )
 
 
-def _limit(max_fee: float | str | None) -> Amount | None:
+def parse_amount(value: float | str, field: str) -> Amount:
+    """MESH as a number or decimal text.  Raises ValidationFailed, naming the field."""
     try:
-        return None if max_fee is None else Amount.parse(max_fee)
+        return Amount.parse(value)
     except ValidationFailed as error:
-        raise ValidationFailed(f"max_fee: {error.message}") from None
+        raise ValidationFailed(f"{field}: {error.message}") from None
 
 
 def _sentence(error: Exception) -> str:
     text = str(error)
     return f"{text[:_MAX_DETAIL]}..." if len(text) > _MAX_DETAIL else f"{text}."
-
-
-def _plain(output: Mapping[str, Value]) -> dict[str, Any]:
-    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in output.items()}

@@ -16,7 +16,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest
 from llmesh.core.pricing import FREE
-from llmesh.core.ranking import Candidate, Wishes, eligible, most_bonded, rank
+from llmesh.core.ranking import Candidate, Plan, Wishes, eligible, most_bonded, rank
 from llmesh.core.reference import ModelRef
 from llmesh.errors import ModelNotFound
 from llmesh.mesh.provider import Provider
@@ -47,8 +47,8 @@ class Candidates:
         self._reputation = reputation
         self._random = Random()  # noqa: S311  (spreads load; no secret)
 
-    async def ranked(self, request: InferenceRequest, wishes: Wishes, find_window: float) -> list[Candidate]:
-        """Providers of the one model that is meant, at least one, best first.
+    async def ranked(self, request: InferenceRequest, wishes: Wishes, find_window: float) -> Plan:
+        """Providers of the one model that is meant.
 
         Searches the mesh for at most `find_window` seconds, and half of the request's time, where
         no offer is known.  Raises ModelNotFound.
@@ -60,8 +60,9 @@ class Candidates:
             known = self._known(request.model)
         if not known:
             raise self._unknown(request.model)
-        wanted = eligible(known, request.max_fee, wishes, self._provider.peer_id)
-        return rank(wanted, self._reputation.measured, wishes.sort, self._random.random)
+        plan = eligible(known, request.max_fee, wishes, self._provider.peer_id)
+        ranked = rank(plan.candidates, self._reputation.measured, wishes.sort, self._random.random)
+        return Plan(tuple(ranked), plan.skipped)
 
     def other(self, ref: ModelRef, model: ModelId) -> ModelId | None:
         """Another model that the reference may mean and that someone present offers."""

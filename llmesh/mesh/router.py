@@ -18,8 +18,8 @@ import trio
 from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result
-from llmesh.core.ranking import Candidate, Wishes
+from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result, Skipped
+from llmesh.core.ranking import Candidate, Plan, Wishes
 from llmesh.core.verdict import Failure, named_once, tried, verdict
 from llmesh.errors import (
     MeshError,
@@ -63,11 +63,12 @@ class RouterSettings:
 
 @dataclass(slots=True)
 class _Run:
-    """One request under way: what was tried and how far the present attempt is."""
+    """One request under way: who was passed over, what was tried, how far the present attempt is."""
 
     request: InferenceRequest
     started: float
     show: _Show | None
+    excluded: tuple[Skipped, ...] = ()
     failures: list[Failure] = field(default_factory=list)
     asked: Candidate | None = None
     asked_at: float = 0.0
@@ -77,6 +78,11 @@ class _Run:
     @property
     def deadline(self) -> float:
         return self.started + self.request.timeout
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        failed = (Skipped(peer, error.code, error.message) for peer, error in self.failures)
+        return (*self.excluded, *failed)
 
     async def pass_on(self, event: Accepted | Chunk) -> None:
         """To whoever watches; what a watcher has seen of an answer cannot be taken back."""
@@ -115,6 +121,15 @@ class Router:
         """
         return await self._run(request, wishes, None)
 
+    async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
+        """Who would serve the request now, in order, and at what fee; nothing is run.
+
+        Raises ModelNotFound, RequestTimeout, ValidationFailed.
+        """
+        run = _Run(request, trio.current_time(), None)
+        with self._timed(run):
+            return await self._plan(run, wishes)
+
     @asynccontextmanager
     async def stream(
         self, request: InferenceRequest, wishes: Wishes | None = None
@@ -147,18 +162,29 @@ class Router:
 
     async def _run(self, request: InferenceRequest, wishes: Wishes | None, show: _Show | None) -> Result:
         run = _Run(request, trio.current_time(), show)
+        with self._timed(run):
+            plan = await self._plan(run, wishes)
+            run.excluded = plan.skipped
+            return await self._try(run, plan.candidates)
+
+    @contextmanager
+    def _timed(self, run: _Run) -> Iterator[None]:
+        """The one deadline of a request; its errors leave with its id."""
         try:
-            self._check(request)
+            self._check(run.request)
             with trio.move_on_at(run.deadline):
-                ranked = await self._candidates.ranked(
-                    request, wishes or self._settings.wishes, self._settings.find_window
-                )
-                return await self._try(run, ranked[: self._settings.attempts])
+                yield
+                return
             self._note_late(run)
             raise _too_late(run)
         except MeshError as error:
-            error.request_id = request.id
+            error.request_id = run.request.id
             raise
+
+    async def _plan(self, run: _Run, wishes: Wishes | None) -> Plan:
+        settings = self._settings
+        plan = await self._candidates.ranked(run.request, wishes or settings.wishes, settings.find_window)
+        return Plan(plan.candidates[: settings.attempts], plan.skipped)
 
     def _check(self, request: InferenceRequest) -> None:
         if not 0 < request.timeout <= self._settings.longest:
@@ -274,6 +300,7 @@ class Router:
             latency_ms=(now - run.started) * 1000,
             usage=event.usage,
             attempts=attempt.number,
+            skipped=run.skipped,
         )
 
     # --- what is learnt -------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
+from llmesh.core.ranking import Plan, Wishes
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.status import NodeStatus, WorkerView
@@ -184,10 +185,14 @@ class Node:
         """Offers of the mesh, as known here and now."""
         return self._rooms.discovery.search(part, max_fee, limit)
 
-    async def infer(self, request: InferenceRequest) -> Result:
+    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         """Run a request on whoever of the mesh serves it; NodeBusy while the node shuts down."""
         with self._drain.entered():
-            return await self._rooms.router.infer(request)
+            return await self._rooms.router.infer(request, wishes)
+
+    async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
+        """Who would serve a request, in order, and at what fee; nothing is run."""
+        return await self._rooms.router.plan(request, wishes)
 
     async def request(
         self,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from random import Random
 
 import pytest
@@ -11,7 +12,17 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
-from llmesh.core.ranking import Candidate, Measured, Sort, Trust, Wishes, eligible, most_bonded, rank
+from llmesh.core.ranking import (
+    MAX_SKIPPED,
+    Candidate,
+    Measured,
+    Sort,
+    Trust,
+    Wishes,
+    eligible,
+    most_bonded,
+    rank,
+)
 from llmesh.core.reference import ModelRef
 from llmesh.errors import ModelNotFound
 
@@ -32,7 +43,7 @@ def candidate(peer: str, fee: int = 0, stake: int = 0) -> Candidate:
     return Candidate(PeerId(peer), (), offer(fee=fee), Amount(stake), Amount(fee))
 
 
-def names(candidates: list[Candidate]) -> list[str]:
+def names(candidates: Iterable[Candidate]) -> list[str]:
     return [c.peer_id for c in candidates]
 
 
@@ -63,9 +74,23 @@ def test_a_version_filters() -> None:
 def test_wishes_exclude() -> None:
     known = [candidate("p", 1, 10), candidate("q", 2, 20), candidate("r", 3, 30), candidate(OWN)]
     wishes = Wishes(min_stake=Amount(20), deny=frozenset({PeerId("r")}))
-    assert names(eligible(known, None, wishes, OWN)) == ["q", OWN]
-    assert names(eligible(known, None, Wishes(allow=frozenset({PeerId("p")})), OWN)) == ["p"]
-    assert names(eligible(known, Amount(2), Wishes(), OWN)) == ["p", "q", OWN]
+    plan = eligible(known, None, wishes, OWN)
+    assert names(plan.candidates) == ["q", OWN]
+    assert [(s.peer_id, s.code) for s in plan.skipped] == [("p", 1002), ("r", 1001)]
+    only = eligible(known, None, Wishes(allow=frozenset({PeerId("p")})), OWN)
+    assert names(only.candidates) == ["p"]
+    assert [s.peer_id for s in only.skipped] == ["q", "r", OWN]
+    cheap = eligible(known, Amount(2), Wishes(), OWN)
+    assert names(cheap.candidates) == ["p", "q", OWN]
+    assert [s.reason for s in cheap.skipped] == [
+        "It asks 0.000003 MESH, more than the max_fee of 0.000002 MESH."
+    ]
+
+
+def test_only_so_many_are_named_as_passed_over() -> None:
+    known = [candidate(str(n), fee=n) for n in range(1000)]
+    plan = eligible(known, Amount(0), Wishes(), OWN)
+    assert (names(plan.candidates), len(plan.skipped)) == (["0"], MAX_SKIPPED)
 
 
 def test_what_excluded_all_is_said() -> None:

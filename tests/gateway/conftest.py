@@ -13,14 +13,16 @@ from quart_trio.testing import TrioClient
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import InferenceRequest, Result, Usage
+from llmesh.core.inference import InferenceRequest, Result, Skipped, Usage
 from llmesh.core.model import Card
+from llmesh.core.ranking import Candidate, Plan, Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.mesh.download import Progress
 
 PROVIDER = PeerId("12D3KooW" + "A" * 44)
+OTHER = PeerId("12D3KooW" + "C" * 44)
 MODEL_ID = ModelId("ab" * 32)
 
 
@@ -34,6 +36,7 @@ async def label(request: InferenceRequest) -> Result:
         provider=PROVIDER,
         latency_ms=1.23456,
         usage=Usage(input_tokens=4, output_tokens=0, compute_ms=0.5),
+        skipped=(Skipped(OTHER, 2002, "It did not accept the request."),),
     )
 
 
@@ -41,17 +44,25 @@ async def label(request: InferenceRequest) -> Result:
 class FakeRouter:
     answer: Callable[[InferenceRequest], Awaitable[Result]] = label
     requests: list[InferenceRequest] = field(default_factory=list)
+    wishes: list[Wishes | None] = field(default_factory=list)
     entered: trio.Event = field(default_factory=trio.Event)
     cancelled: trio.Event = field(default_factory=trio.Event)
 
-    async def infer(self, request: InferenceRequest) -> Result:
+    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         self.requests.append(request)
+        self.wishes.append(wishes)
         self.entered.set()
         try:
             return await self.answer(request)
         except trio.Cancelled:
             self.cancelled.set()
             raise
+
+    async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
+        self.wishes.append(wishes)
+        made, said = offer(request.model.name, "0.25")
+        candidate = Candidate(PROVIDER, (), made, said.stake, made.fee)
+        return Plan((candidate,), (Skipped(OTHER, 1001, "It asks 3 MESH."),))
 
 
 def offer(name: str, fee: str) -> tuple[Offer, Announcement]:

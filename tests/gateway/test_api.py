@@ -13,7 +13,10 @@ from quart_trio.testing import TrioClient
 
 from llmesh.core.amount import Amount
 from llmesh.core.inference import InferenceRequest, Result
+from llmesh.core.ranking import Sort, Wishes
 from llmesh.errors import ERRORS, error_from_code
+
+from .conftest import OTHER, PROVIDER
 
 JSON = {"Content-Type": "application/json"}
 URL = "/api/v1/inference"
@@ -50,6 +53,31 @@ async def test_inference_answers_what_the_contract_says(client, router) -> None:
         "latency_ms": 1.235,
         "usage": {"input_tokens": 4, "output_tokens": 0, "compute_ms": 0.5},
         "attempts": 1,
+        "skipped": [
+            {"peer": "12D3KooW" + "C" * 44, "code": 2002, "reason": "It did not accept the request."}
+        ],
+    }
+
+
+async def test_wishes_reach_the_router(client, router) -> None:
+    asked = {"model": "m", "input": "x", "sort": "throughput", "min_stake": "2.5"}
+    peers = {"only": [PROVIDER], "ignore": [OTHER]}
+    assert (await post(client, {**asked, "providers": peers}))[0] == 200
+    assert (await post(client, {"model": "m", "input": "x"}))[0] == 200
+    wished = Wishes(Sort.THROUGHPUT, Amount(2_500_000), frozenset({PROVIDER}), frozenset({OTHER}))
+    assert router.wishes == [wished, Wishes()]
+
+
+async def test_a_dry_run_tells_who_would_serve_and_runs_nothing(client, router) -> None:
+    status, body = await post(client, {"model": "m", "input": "x", "dry_run": True, "sort": "latency"})
+    assert (status, router.requests, router.wishes[0].sort) == (200, [], Sort.LATENCY)
+    assert body.pop("request_id")
+    assert body == {
+        "model": "m",
+        "model_id": "ab" * 32,
+        "fee": 0.25,
+        "providers": [{"provider": PROVIDER, "fee": 0.25, "stake": 1000}],
+        "skipped": [{"peer": OTHER, "code": 1001, "reason": "It asks 3 MESH."}],
     }
 
 
@@ -225,6 +253,14 @@ BAD_BODIES = [
     (b'{"model":"m","input":"x","max_fee":1e999999999}', 422, "max_fee"),
     (b'{"model":"m","input":"x","max_fee":' + b"9" * 50_000 + b"}", 422, "max_fee"),
     (b'{"model":"m","input":"x","max_fee":{}}', 422, "max_fee"),
+    (b'{"model":"m","input":"x","min_stake":-1}', 422, "min_stake"),
+    (b'{"model":"m","input":"x","min_stake":null}', 422, "min_stake"),
+    (b'{"model":"m","input":"x","sort":"beauty"}', 422, "$.sort"),
+    (b'{"model":"m","input":"x","dry_run":1}', 422, "$.dry_run"),
+    (b'{"model":"m","input":"x","providers":[]}', 422, "$.providers"),
+    (b'{"model":"m","input":"x","providers":{"not":[]}}', 422, "`not`"),
+    (b'{"model":"m","input":"x","providers":{"only":["bob"]}}', 422, "$.providers.only[0]"),
+    (b'{"model":"m","input":"x","providers":{"only":"bob"}}', 422, "$.providers.only"),
 ]
 
 

@@ -16,7 +16,8 @@ from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Result
 from llmesh.errors import ModelFailed, ValidationFailed
 from llmesh.gateway.inference import render_result
-from llmesh.gateway.schema import decode_body, mesh
+from llmesh.gateway.inference_schema import decode_inference
+from llmesh.gateway.schema import decode, mesh
 
 
 def rendered(output: dict[str, Value]) -> dict:
@@ -57,14 +58,14 @@ _values = st.recursive(
 @given(st.dictionaries(_text.filter(bool), _values, min_size=1, max_size=4))
 def test_values_survive_both_ways(values: dict) -> None:
     body = json.dumps({"model": "m", "input": values}).encode()
-    assert decode_body(body).input == values
+    assert decode(body, decode_inference).input == values
     assert rendered(values) == values
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_body_or_a_refusal(data: bytes) -> None:
     try:
-        decode_body(data)
+        decode(data, decode_inference)
     except ValidationFailed as error:
         assert error.http_status in (400, 422)  # noqa: PT017
 

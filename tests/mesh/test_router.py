@@ -96,6 +96,33 @@ async def test_a_peer_answers_and_is_paid(open_mesh: OpenMesh, autojump_clock: M
         assert await bob.ledger.earnings(PeerId("bob")) == Amount.parse("0.1")
 
 
+async def test_the_answer_says_who_was_passed_over(open_mesh: OpenMesh) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.2")
+        await (await mesh.add("cat", answer=saying(NodeBusy("No place is free.")))).deploy(
+            "senti", "a", fee="0.1"
+        )
+        await (await mesh.add("dan")).deploy("senti", "a", fee="3")
+        await (await mesh.add("eve")).deploy("senti", "a")
+        wishes = Wishes(deny=frozenset({PeerId("eve")}))
+        plan = await ann.router.plan(request(max_fee="1"), wishes)
+        assert [c.peer_id for c in plan.candidates] == ["cat", "bob"]
+        assert [(s.peer_id, s.code) for s in plan.skipped] == [("eve", 1001), ("dan", 1001)]
+        assert ann.sessions.live() == []  # nothing was run
+        result = await ann.router.infer(request(max_fee="1"), wishes)
+        assert (result.provider, result.attempts) == ("bob", 2)
+        assert [(s.peer_id, s.code) for s in result.skipped] == [("eve", 1001), ("dan", 1001), ("cat", 2003)]
+
+
+@pytest.mark.parametrize("timeout", [0, 1e9])
+async def test_a_plan_takes_no_bad_request(open_mesh: OpenMesh, timeout: float) -> None:
+    async with open_mesh() as mesh:
+        ann = await mesh.add("ann")
+        with pytest.raises(ValidationFailed):
+            await ann.router.plan(request(timeout=timeout))
+
+
 async def test_own_models_answer_without_money_or_network(open_mesh: OpenMesh) -> None:
     async with open_mesh() as mesh:
         ann, bob = await mesh.add("ann"), await mesh.add("bob")

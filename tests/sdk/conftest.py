@@ -15,6 +15,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest, Result, Usage
 from llmesh.core.model import Card
+from llmesh.core.ranking import Candidate, Plan, Wishes
 from llmesh.gateway.app import create_app
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
@@ -40,13 +41,17 @@ class FakeMesh:
     cancelled: threading.Event = field(default_factory=threading.Event)
     ready: bool = True
 
-    async def infer(self, request: InferenceRequest) -> Result:
+    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         self.requests.append(request)
         try:
             return await self.answer(request)
         except trio.Cancelled:
             self.cancelled.set()
             raise
+
+    async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
+        [(offer, said)] = await self.search("", None, 1)
+        return Plan((Candidate(PROVIDER, (), offer, said.stake, offer.fee),))
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int
