@@ -26,11 +26,13 @@ __all__ = [
     "MAX_CLAIMS", "Bond", "Claim", "ClaimItem", "Deposit", "FinalizeWithdraw", "InitiateWithdraw", "Mint",
     "Operation", "Redeem", "Refund", "Settle", "SignedOperation", "Slash", "StartUnbond", "Transfer",
     "Withdraw", "check_operation", "operation_from_json", "operation_to_json", "sign_operation",
+    "unsigned_from_json", "unsigned_to_json",
 ]  # fmt: skip
 
 MAX_CLAIMS = 100
 """Channels in one claim."""
 _DOMAIN = b"LLMESH Ledger"
+_BY_WHOM = ("actor", "nonce", "signature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,33 +250,45 @@ def check_operation(signed: SignedOperation, chain: Chain) -> None:
         raise ValidationFailed("The operation is not signed by the account that it names.")
 
 
-def operation_to_json(signed: SignedOperation) -> dict[str, Json]:
-    """As it stands in the log and travels to the issuer."""
-    operation = signed.operation
+def unsigned_to_json(operation: Operation) -> dict[str, Json]:
+    """An operation that nobody has signed yet."""
     written = {
         field.name: _FORMS[field.name].write(getattr(operation, field.name)) for field in fields_of(operation)
     }
-    return {
-        "actor": signed.actor.hex(),
-        "nonce": signed.nonce,
-        "operation": _NAMES[type(operation)],
-        "signature": signed.signature.hex(),
-        **written,
-    }
+    return {"operation": _NAMES[type(operation)], **written}
 
 
-def operation_from_json(value: Json) -> SignedOperation:
+def unsigned_from_json(value: Json) -> Operation:
     """The inverse; checks the form only.  Raises ValidationFailed."""
     record = value if isinstance(value, dict) else {}
     kind = _KINDS.get(str(record.get("operation")))
     if kind is None:
         raise ValidationFailed("That is not an operation of the ledger.")
     names = [field.name for field in fields_of(kind)]
-    fields.exactly(record, {"actor", "nonce", "operation", "signature", *names})
+    fields.exactly(record, {"operation", *names})
+    operation: Operation = kind(**{name: _FORMS[name].read(record[name]) for name in names})
+    return operation
+
+
+def operation_to_json(signed: SignedOperation) -> dict[str, Json]:
+    """As it stands in the log and travels to the issuer."""
+    return {
+        "actor": signed.actor.hex(),
+        "nonce": signed.nonce,
+        "signature": signed.signature.hex(),
+        **unsigned_to_json(signed.operation),
+    }
+
+
+def operation_from_json(value: Json) -> SignedOperation:
+    """The inverse; checks the form only.  Raises ValidationFailed."""
+    record = value if isinstance(value, dict) else {}
+    operation = unsigned_from_json({k: v for k, v in record.items() if k not in _BY_WHOM})
+    fields.exactly(record, {*_BY_WHOM, "operation", *(field.name for field in fields_of(operation))})
     return SignedOperation(
         Address(fields.hexed(record["actor"], 20)),
         fields.whole(record["nonce"]),
-        kind(**{name: _FORMS[name].read(record[name]) for name in names}),
+        operation,
         fields.hexed(record["signature"], typed.SIGNATURE_BYTES),
     )
 

@@ -28,6 +28,7 @@ __all__ = [
     "find_intent",
     "next_nonce",
     "next_time",
+    "waiting_intents",
 ]
 
 _SELECT = (
@@ -192,6 +193,12 @@ def due_intents(db: apsw.Connection, kind: str, now: float, limit: int) -> list[
         " ORDER BY next_time, nonce, id LIMIT ?"
     )
     return [_intent(row) for row in db.execute(query, (kind, now, limit))]
+
+
+def waiting_intents(db: apsw.Connection, kind: str, account: str) -> list[Intent]:
+    """All that waits of one account, due or not: by nonce, so in the order they were added."""
+    query = f"{_SELECT} WHERE state = 'waiting' AND kind = ? AND account = ? ORDER BY nonce"
+    return [_intent(row) for row in db.execute(query, (kind, account))]
 
 
 def next_time(db: apsw.Connection, kind: str) -> float | None:

@@ -1,46 +1,70 @@
-"""Stakes and earnings in this process's memory: the first Ledger, gone when the process ends."""
+"""A ledger in this process's memory, its issuer included; gone when the process ends."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Callable
 
+from llmesh.core.address import Address
 from llmesh.core.amount import Amount
-from llmesh.core.ids import PeerId, RequestId
+from llmesh.core.books import Account, Books, LedgerChannel
+from llmesh.core.genesis import SignedGenesis
+from llmesh.core.ledgerlog import append, first_head, ledger_time
+from llmesh.core.operations import SignedOperation
+from llmesh.core.typed import Chain, Sign
+from llmesh.core.voucher import ChannelId
+from llmesh.ledger.height import Height
 
 __all__ = ["MemoryLedger"]
 
-_REMEMBERED = 1_000_000
-"""Fees of this many requests, the latest, are known by their request and never booked twice."""
-
-_NOTHING = Amount(0)
-
 
 class MemoryLedger:
-    """Books in memory; no call ever waits, so each is one indivisible step."""
+    """Books and log in memory; `sign` is the issuer's, `clock` counts seconds and never runs back."""
 
-    def __init__(self) -> None:
-        self._stakes: dict[PeerId, Amount] = {}
-        self._earnings: dict[PeerId, Amount] = {}
-        self._booked: OrderedDict[tuple[PeerId, PeerId, RequestId], None] = OrderedDict()
+    def __init__(self, genesis: SignedGenesis, sign: Sign, clock: Callable[[], float]) -> None:
+        self.genesis = genesis
+        self._sign = sign
+        self._clock = clock
+        self._since = clock()
+        self._books = Books(genesis)
+        self._head = first_head(genesis)
+        self._height = Height()
+        self._entered: dict[tuple[Address, int], SignedOperation] = {}
 
-    async def bond(self, account: PeerId, amount: Amount) -> None:
-        """Add to the account's stake."""
-        self._stakes[account] = self._stakes.get(account, _NOTHING) + amount
+    @property
+    def chain(self) -> Chain:
+        """What signatures count on."""
+        return self.genesis.chain
 
-    async def stake(self, account: PeerId) -> Amount:
-        """What the account has bonded; nothing for one that never did."""
-        return self._stakes.get(account, _NOTHING)
+    @property
+    def min_stake(self) -> Amount:
+        """What a provider bonds at least."""
+        return self.genesis.genesis.min_stake
 
-    async def earn(self, provider: PeerId, payer: PeerId, amount: Amount, request: RequestId) -> None:
-        """Book the fee of one request of a payer at a provider; a second time changes nothing."""
-        booking = (provider, payer, request)
-        if booking in self._booked:
+    @property
+    def height(self) -> int:
+        """How many entries there are."""
+        return self._height.value
+
+    async def account(self, owner: Address) -> Account:
+        """What an address has."""
+        return self._books.account(owner)
+
+    async def channel(self, id: ChannelId) -> LedgerChannel | None:
+        """A channel's deposit."""
+        return self._books.channel(id)
+
+    async def submit(self, signed: SignedOperation) -> None:
+        """Enter an operation, unless it is entered already.  Raises one of `REFUSALS`."""
+        place = signed.actor, signed.nonce
+        if self._entered.get(place) == signed:
             return
-        self._earnings[provider] = self._earnings.get(provider, _NOTHING) + amount
-        self._booked[booking] = None
-        if len(self._booked) > _REMEMBERED:
-            self._booked.popitem(last=False)
+        at = ledger_time(self.genesis.genesis.created_at, self._clock() - self._since)
+        entry, changes = append(self._books, self._head, signed, at, self._sign)
+        self._books.take(changes)
+        self._head = entry.head
+        self._entered[place] = signed
+        self._height.raise_to(entry.entry.sequence)
 
-    async def earnings(self, account: PeerId) -> Amount:
-        """All that the account has earned."""
-        return self._earnings.get(account, _NOTHING)
+    async def after(self, height: int) -> int:
+        """Wait until there are more entries than `height`; how many there are."""
+        return await self._height.after(height)

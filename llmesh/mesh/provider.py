@@ -1,7 +1,7 @@
 """Provider: the models this node has on offer, and serving attempts at them.
 
 The same `serve` answers a peer (through net.inference) and this node's own router.  It admits,
-runs, counts and books; it knows neither wire nor directory.
+runs and counts; it knows neither wire nor directory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from llmesh.core.model import Card
 from llmesh.core.pricing import FREE, charge, check_quote
 from llmesh.core.reference import model_name, model_version
 from llmesh.errors import Conflict, ModelFailed, ModelNotFound, RequestTimeout
-from llmesh.ledger.ledger import Ledger
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.runtime import Runtime
 
@@ -41,12 +40,11 @@ class _Job:
 
 
 class Provider:
-    """Serves attempts at this node's models; `peer_id` is this node's, in whose name fees are booked."""
+    """Serves attempts at this node's models; `peer_id` is this node's."""
 
-    def __init__(self, peer_id: PeerId, runtime: Runtime, ledger: Ledger, limits: Limits = _DEFAULT) -> None:
+    def __init__(self, peer_id: PeerId, runtime: Runtime, limits: Limits = _DEFAULT) -> None:
         self.peer_id = peer_id
         self._runtime = runtime
-        self._ledger = ledger
         self._offers: dict[ModelId, Offer] = {}
         self._bundles: dict[ModelId, Bundle] = {}
         self._admission = Admission(limits, peer_id)
@@ -97,9 +95,8 @@ class Provider:
 
         Entering means accepted.  Raises ModelNotFound (also where the fee is above the quote),
         TooLarge, NodeBusy, ValidationFailed on entering; ModelFailed later; RequestTimeout when the
-        attempt's time has passed.  The fee is booked before Completed comes, once per request
-        however often it is served, and never for this node's own requests or for no answer.
-        Leaving the block early or cancelling it stops the work and books nothing.
+        attempt's time has passed.  Completed names the fee, none for this node's own requests or for
+        no answer.  Leaving the block early or cancelling it stops the work.
         """
         if not attempt.timeout > 0:  # not a number counts as over too
             raise RequestTimeout("The time for the attempt had passed before it came.")
@@ -129,13 +126,8 @@ class Provider:
                 raise ModelFailed(f"The worker gave chunk {piece.index} where {chunks} was due.")
             chunks += 1
             yield piece
-        yield Completed(usage, await self._book(job, chunks))
-
-    async def _book(self, job: _Job, chunks: int) -> Amount:
-        fee = FREE if job.consumer == self.peer_id else charge(job.offer, chunks)
-        if fee:
-            await self._ledger.earn(self.peer_id, job.consumer, fee, job.attempt.request_id)
-        return fee
+        own = job.consumer == self.peer_id
+        yield Completed(usage, FREE if own else charge(job.offer, chunks))
 
     @contextmanager
     def _place(self, job: _Job) -> Iterator[Accepted]:

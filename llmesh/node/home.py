@@ -1,7 +1,7 @@
 """Home: the data directory of one node, held by one process at a time.
 
-It keeps the identity, the sequence number of announcements, the port found at an earlier start and,
-while the node runs, `node.json`: where other programs find it.
+It keeps the identity, the account's key, the sequence number of announcements, the port found at an
+earlier start and, while the node runs, `node.json`: where other programs find it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _log = logging.getLogger(__name__)
 class Home:
     """An open data directory; only `open_home` makes one, because it holds the lock."""
 
-    def __init__(self, folder: Path, seed: bytes) -> None:
+    def __init__(self, folder: Path, seed: bytes, account_seed: bytes) -> None:
         self.folder = folder
         self.seed = seed
+        self.account_seed = account_seed
         self._sequence = _number(folder / "sequence")
 
     def next_sequence(self) -> int:
@@ -69,7 +70,7 @@ class Home:
 
 @contextmanager
 def open_home(folder: Path) -> Iterator[Home]:
-    """Hold the data directory, made if it is not there, with the identity in it.
+    """Hold the data directory, made if it is not there, with the node's keys in it.
 
     Raises StartRefused if another process holds it, or for a folder or key that cannot be used;
     a process that is refused has written nothing into another's.
@@ -84,7 +85,7 @@ def open_home(folder: Path) -> Iterator[Home]:
     try:
         _take(lock, folder)
         try:
-            yield Home(folder, load_seed(folder / "identity.key"))
+            yield Home(folder, load_seed(folder / "identity.key"), load_seed(folder / "account.key"))
         finally:
             os.ftruncate(lock, 0)
     finally:

@@ -1,4 +1,7 @@
-"""Identity: the 32-byte Ed25519 seed that names a node, kept in a file only its owner can read."""
+"""Identity: the 32 bytes of a key, kept in a file only its owner can read.
+
+One is the Ed25519 seed that names the node, another the secp256k1 key of its account.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def load_seed(path: Path) -> bytes:
     """The seed in the file, 64 hex digits; a new one is made where there is no file.
 
     Raises StartRefused for a file that others may read or that is not such a key; it is never
-    replaced, since the node's name and stake hang on it.
+    replaced, since the node's name, money and stake hang on it.
     """
     try:
         if not os.path.lexists(path):  # a link that leads nowhere is a key out of reach

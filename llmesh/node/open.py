@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from random import SystemRandom
@@ -25,7 +25,7 @@ from llmesh.errors import MeshError, ValidationFailed
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.server import serve
-from llmesh.ledger.memory import MemoryLedger
+from llmesh.journal.open import Journal, open_journal
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
 from llmesh.mesh.fetcher import Fetcher
@@ -34,6 +34,7 @@ from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router
 from llmesh.mesh.seeder import open_seeder
+from llmesh.mesh.teller import Teller
 from llmesh.net import artifact, inference, reachability
 from llmesh.net.host import Host
 from llmesh.net.libp2p.addresses import peer_address
@@ -46,6 +47,7 @@ from llmesh.node.faults import StartRefused, lone_errors
 from llmesh.node.home import Home, open_home
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
+from llmesh.node.swarm import account_signer, bond, open_ledger
 from llmesh.node.values import Deployment
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import WorkerSettings
@@ -132,15 +134,18 @@ async def _withdrawing(announcer: Announcer) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIterator[Rooms]:
-    ledger = MemoryLedger()
+    signer = account_signer(home)
+    ledger = open_ledger(signer, config.min_stake)
     store = await _open_store(config, home)
     throttle = Throttle(config.transfer_rate)
     async with (
         open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
+        _open_journal(home, host.peer_id) as journal,
     ):
-        await ledger.bond(host.peer_id, config.stake)
-        provider = Provider(host.peer_id, runtime, ledger)
+        teller = Teller(ledger, journal, signer, time.time)
+        await bond(teller, config.stake, (await ledger.account(signer.address)).stake)
+        provider = Provider(host.peer_id, runtime)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
         handlers = {
             inference.PROTOCOL: inference.handler(_while_open(drain, provider.serve)),
@@ -160,7 +165,9 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             reputation = Reputation(discovery.is_down)
             rooms = Rooms(
                 host=host,
+                journal=journal,
                 ledger=ledger,
+                teller=teller,
                 discovery=discovery,
                 provider=provider,
                 announcer=_announcer(config, home, host, discovery),
@@ -178,12 +185,23 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 ),
             )
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(teller.run)
                 nursery.start_soon(rooms.announcer.run)
                 nursery.start_soon(rooms.reachability.run)
                 if config.mdns:
                     nursery.start_soon(_meet_neighbours, host, discovery)
                 yield rooms
                 nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_journal(home: Home, owner: PeerId) -> AsyncIterator[Journal]:
+    async with AsyncExitStack() as stack:
+        try:
+            journal = await stack.enter_async_context(open_journal(home.folder / "journal.db", owner))
+        except MeshError as error:
+            raise StartRefused(error.message) from error
+        yield journal
 
 
 async def _open_store(config: NodeConfig, home: Home) -> Store:

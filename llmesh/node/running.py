@@ -21,6 +21,7 @@ from llmesh.core.ranking import Plan, Wishes
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.status import NodeStatus, WorkerView
+from llmesh.journal.open import Journal
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
@@ -29,6 +30,7 @@ from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router
+from llmesh.mesh.teller import Teller
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
 from llmesh.runtime.bundle import Bundle
@@ -47,7 +49,9 @@ class Rooms:
     """The parts of a node, open and running."""
 
     host: Host
+    journal: Journal
     ledger: Ledger
+    teller: Teller
     discovery: Discovery
     provider: Provider
     announcer: Announcer
@@ -215,13 +219,14 @@ class Node:
         """How it stands at this moment."""
         rooms = self._rooms
         reached = rooms.reachability.reached
+        account = await rooms.ledger.account(rooms.teller.signer.address)
         return NodeStatus(
             node_id=self.peer_id,
             version=__version__,
             peers=len(rooms.discovery.sessions.live()),
             models=len(self.offers),
-            stake=await rooms.ledger.stake(self.peer_id),
-            earnings=await rooms.ledger.earnings(self.peer_id),
+            stake=account.stake,
+            earnings=account.claimed,
             addresses=rooms.host.addresses,
             reachable=None if reached is None else bool(reached),
             uptime=trio.current_time() - self._since,

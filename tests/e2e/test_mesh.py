@@ -61,7 +61,6 @@ def test_a_model_is_found_and_run_from_every_node(a: NodeProcess, b: NodeProcess
         assert answer["output"]["label"] == "positive"
         assert (answer["provider"], answer["fee"], answer["model"]) == (c.id, 0.1, DEMO)
         assert answer["model_id"] == c.models()[0]["model_id"]
-    assert c.get("/api/v1/status")["earnings"] >= 0.2
     assert node.infer(max_fee=0.05)[0] == 404
 
 

@@ -15,7 +15,6 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
 from llmesh.core.reference import ModelRef
-from llmesh.ledger.memory import MemoryLedger
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router, RouterSettings
@@ -55,7 +54,6 @@ class Node:
     host: MemoryHost
     sessions: Sessions
     runtime: EchoRuntime
-    ledger: MemoryLedger
     provider: Provider
     reputation: Reputation
     router: Router
@@ -99,16 +97,14 @@ class Mesh:
         answer: Handler | None = None,
     ) -> Node:
         """A node that is up; `answer` is a rude one in place of its provider's."""
-        peer, ledger, runtime = PeerId(name), MemoryLedger(), runtime or EchoRuntime()
-        provider = Provider(peer, runtime, ledger, limits or Limits())
+        peer, runtime = PeerId(name), runtime or EchoRuntime()
+        provider = Provider(peer, runtime, limits or Limits())
         host = await self._stack.enter_async_context(self.network.host(peer))
         handlers = {PROTOCOL: answer or handler(provider.serve)}
         sessions = await self._stack.enter_async_context(open_sessions(host, handlers))
         reputation = Reputation(self.down.__contains__)
         router = Router(provider, sessions, self.board, reputation, settings or RouterSettings())
-        return Node(
-            peer, host, sessions, runtime, ledger, provider, reputation, router, self.board, Amount(stake)
-        )
+        return Node(peer, host, sessions, runtime, provider, reputation, router, self.board, Amount(stake))
 
 
 @asynccontextmanager

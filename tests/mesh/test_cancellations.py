@@ -97,8 +97,6 @@ async def try_one(open_mesh: OpenMesh, play: Play, steps: int, helper: str) -> b
             mesh.network.freeze(PeerId("cat"))
         met = await cancelled(ann, play, steps)
         await check_nothing_is_left(ann, bob)
-        booked = await bob.ledger.earnings(PeerId("bob"))
-        assert booked.micro == 200_000 * (bob.runtime.started - bob.runtime.cancelled)
         again = await ann.router.infer(request(2))
         assert again.output == {"text": "one two three"}
         await check_nothing_is_left(ann, bob)

@@ -24,7 +24,6 @@ from llmesh.errors import (
     TooLarge,
     ValidationFailed,
 )
-from llmesh.ledger.memory import MemoryLedger
 from llmesh.mesh.provider import Provider
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.echo import EchoRuntime
@@ -48,13 +47,10 @@ def attempt(
     return Attempt(RequestId(request * 32), 1, model, {"text": text}, quote, timeout)
 
 
-async def deployed(
-    runtime: EchoRuntime | None = None, limits: Limits | None = None
-) -> tuple[Provider, MemoryLedger]:
-    ledger = MemoryLedger()
-    provider = Provider(ME, runtime or EchoRuntime(), ledger, limits or Limits())
+async def deployed(runtime: EchoRuntime | None = None, limits: Limits | None = None) -> Provider:
+    provider = Provider(ME, runtime or EchoRuntime(), limits or Limits())
     await provider.deploy(bundle(), Card("senti"), FEE)
-    return provider, ledger
+    return provider
 
 
 async def served(provider: Provider, asked: Attempt, consumer: PeerId = ANN) -> list[Event]:
@@ -62,80 +58,66 @@ async def served(provider: Provider, asked: Attempt, consumer: PeerId = ANN) -> 
         return [event async for event in events]
 
 
-async def test_an_attempt_is_served_and_its_fee_booked_before_the_end_is_told() -> None:
-    provider, ledger = await deployed(EchoRuntime(words=1))
+async def test_an_attempt_is_served_and_its_fee_told() -> None:
+    provider = await deployed(EchoRuntime(words=1))
     async with provider.serve(attempt(), ANN) as events:
         assert await anext(events) == Accepted(0, 0.0)
         assert (await anext(events), await anext(events)) == (
             Chunk(0, "good "),
             Chunk(1, "day", values={"text": "good day"}),
         )
-        assert not await ledger.earnings(ME)
         assert await anext(events) == Completed(Usage(2, 2, 0.0), FEE)
-        assert await ledger.earnings(ME) == FEE
     assert provider.running == 0
 
 
-async def test_a_request_that_is_served_twice_is_booked_once() -> None:
-    provider, ledger = await deployed()
-    first, second = await served(provider, attempt()), await served(provider, attempt())
-    assert first == second
-    assert await ledger.earnings(ME) == FEE
-    await served(provider, attempt("2"))
-    assert await ledger.earnings(ME) == FEE + FEE
-
-
 async def test_own_requests_are_free() -> None:
-    provider, ledger = await deployed()
+    provider = await deployed()
     events = await served(provider, attempt(quote=Amount(0)), ME)
     assert isinstance(events[-1], Completed)
     assert events[-1].fee == Amount(0)
-    assert not await ledger.earnings(ME)
 
 
 async def test_a_quote_below_the_fee_is_refused_before_any_work() -> None:
     runtime = EchoRuntime()
-    provider, _ = await deployed(runtime)
+    provider = await deployed(runtime)
     with pytest.raises(ModelNotFound, match=r"costs 0\.1 MESH here, above the quote of 0\.099999"):
         await served(provider, attempt(quote=Amount.parse("0.099999")))
     assert runtime.started == provider.running == 0
 
 
 async def test_a_new_fee_is_for_attempts_that_come_later() -> None:
-    provider, ledger = await deployed()
+    provider = await deployed()
     async with provider.serve(attempt(), ANN) as events:
         await provider.deploy(bundle(), Card("senti"), FEE + FEE)
         last = [event async for event in events][-1]
     assert isinstance(last, Completed)
-    assert last.fee == FEE == await ledger.earnings(ME)
+    assert last.fee == FEE
     with pytest.raises(ModelNotFound):
         await served(provider, attempt("2"))
 
 
-async def test_leaving_early_stops_the_work_and_books_nothing() -> None:
+async def test_leaving_early_stops_the_work() -> None:
     runtime = EchoRuntime(words=1)
-    provider, ledger = await deployed(runtime)
+    provider = await deployed(runtime)
     async with provider.serve(attempt(), ANN) as events:
         await anext(events)
         await anext(events)
     assert (runtime.running, runtime.cancelled, provider.running) == (0, 1, 0)
-    assert not await ledger.earnings(ME)
 
 
 async def test_the_deadline_stops_the_work(autojump_clock: MockClock) -> None:
     runtime = EchoRuntime(delay=1000)
-    provider, ledger = await deployed(runtime)
+    provider = await deployed(runtime)
     start = trio.current_time()
     with pytest.raises(RequestTimeout, match=r"0\.05 s passed"):
         await served(provider, attempt(timeout=0.05))
     assert trio.current_time() - start == pytest.approx(0.05)
     assert (runtime.running, runtime.cancelled, provider.running) == (0, 1, 0)
-    assert not await ledger.earnings(ME)
 
 
 async def test_the_deadline_reaches_a_consumer_that_does_not_take(autojump_clock: MockClock) -> None:
     runtime = EchoRuntime()
-    provider, _ = await deployed(runtime)
+    provider = await deployed(runtime)
     with pytest.raises(RequestTimeout):
         async with provider.serve(attempt(), ANN):
             await trio.sleep_forever()
@@ -145,7 +127,7 @@ async def test_the_deadline_reaches_a_consumer_that_does_not_take(autojump_clock
 @pytest.mark.parametrize("timeout", [0.0, -1e-9, float("-inf"), float("nan")])
 async def test_an_attempt_whose_time_is_over_is_late_and_starts_nothing(timeout: float) -> None:
     runtime = EchoRuntime()
-    provider, _ = await deployed(runtime)
+    provider = await deployed(runtime)
     for consumer in (ANN, ME):
         with pytest.raises(RequestTimeout):
             await served(provider, attempt(timeout=timeout), consumer)
@@ -153,13 +135,13 @@ async def test_an_attempt_whose_time_is_over_is_late_and_starts_nothing(timeout:
 
 
 async def test_no_attempt_may_run_for_ever(autojump_clock: MockClock) -> None:
-    provider, _ = await deployed(EchoRuntime(delay=1000), Limits(seconds=60))
+    provider = await deployed(EchoRuntime(delay=1000), Limits(seconds=60))
     with pytest.raises(ModelFailed, match="60 s"):
         await served(provider, attempt(timeout=float("inf")))
 
 
 async def test_a_consumers_own_timeout_inside_is_not_ours(autojump_clock: MockClock) -> None:
-    provider, _ = await deployed()
+    provider = await deployed()
 
     async def give_up() -> None:
         async with provider.serve(attempt(), ANN):
@@ -171,7 +153,7 @@ async def test_a_consumers_own_timeout_inside_is_not_ours(autojump_clock: MockCl
 
 
 async def test_what_is_full_refuses_and_says_when_to_come_back() -> None:
-    provider, _ = await deployed(limits=Limits(running=2, per_peer=1))
+    provider = await deployed(limits=Limits(running=2, per_peer=1))
     async with provider.serve(attempt(), ANN) as events:
         with pytest.raises(NodeBusy, match="one peer"):
             await served(provider, attempt("2"))
@@ -185,7 +167,7 @@ async def test_what_is_full_refuses_and_says_when_to_come_back() -> None:
 
 
 async def test_own_requests_share_all_places() -> None:
-    provider, _ = await deployed(limits=Limits(running=2, per_peer=1))
+    provider = await deployed(limits=Limits(running=2, per_peer=1))
     async with provider.serve(attempt(), ME), provider.serve(attempt("2"), ME):
         with pytest.raises(NodeBusy, match="2 requests are running"):
             await served(provider, attempt("3"), ME)
@@ -202,7 +184,7 @@ async def test_own_requests_share_all_places() -> None:
 async def test_what_cannot_be_served_is_refused_and_holds_no_place(
     asked: Attempt, error: type[Exception]
 ) -> None:
-    provider, _ = await deployed(limits=Limits(running=1, per_peer=1, input_bytes=100))
+    provider = await deployed(limits=Limits(running=1, per_peer=1, input_bytes=100))
     for _ in range(3):
         with pytest.raises(error):
             await served(provider, asked)
@@ -229,20 +211,18 @@ class OddRuntime(EchoRuntime):
 
 
 async def test_nothing_delivered_nothing_charged() -> None:
-    provider, ledger = await deployed(OddRuntime(Usage(5)))
+    provider = await deployed(OddRuntime(Usage(5)))
     assert await served(provider, attempt()) == [Accepted(), Completed(Usage(5), Amount(0))]
-    assert not await ledger.earnings(ME)
 
 
 async def test_a_worker_that_miscounts_has_failed() -> None:
-    provider, ledger = await deployed(OddRuntime(Chunk(0), Chunk(2), Usage()))
+    provider = await deployed(OddRuntime(Chunk(0), Chunk(2), Usage()))
     with pytest.raises(ModelFailed, match="chunk 2 where 1 was due"):
         await served(provider, attempt())
-    assert not await ledger.earnings(ME)
 
 
 async def test_offers_come_change_and_go() -> None:
-    provider, _ = await deployed()
+    provider = await deployed()
     await provider.deploy(bundle(OTHER), Card("senti", "2.0.0"), FEE)
     again = await provider.deploy(bundle(), Card("mood"), Amount(0))
     assert [(offer.card.name, offer.model_id) for offer in provider.offers] == [
@@ -260,14 +240,13 @@ async def test_offers_come_change_and_go() -> None:
 
 
 async def test_removing_a_model_fails_what_runs_on_it() -> None:
-    provider, ledger = await deployed(EchoRuntime(words=1))
+    provider = await deployed(EchoRuntime(words=1))
     async with provider.serve(attempt(), ANN) as events:
         await anext(events)
         await anext(events)
         await provider.remove(MODEL)
         with pytest.raises(ModelFailed):
             await anext(events)
-    assert not await ledger.earnings(ME)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +254,7 @@ async def test_removing_a_model_fails_what_runs_on_it() -> None:
     [(Card(""), ValidationFailed), (Card("x", "?"), ValidationFailed), (Card("senti"), Conflict)],
 )
 async def test_a_bad_card_or_a_taken_name_changes_nothing(card: Card, error: type[Exception]) -> None:
-    provider, _ = await deployed()
+    provider = await deployed()
     with pytest.raises(error):
         await provider.deploy(bundle(OTHER), card, FEE)
     assert [offer.model_id for offer in provider.offers] == [MODEL]
@@ -287,7 +266,7 @@ async def test_a_cancelled_deploy_offers_nothing(autojump_clock: MockClock) -> N
             await trio.sleep(10)
             return await super().load(bundle)
 
-    provider = Provider(ME, SlowToLoad(), MemoryLedger())
+    provider = Provider(ME, SlowToLoad())
     with trio.move_on_after(1):
         await provider.deploy(bundle(), Card("senti"), FEE)
     assert provider.offers == ()

@@ -93,7 +93,6 @@ async def test_a_peer_answers_and_is_paid(open_mesh: OpenMesh, autojump_clock: M
             latency_ms=pytest.approx(500),  # type: ignore[arg-type]
             usage=Usage(2, 2, 0.0),
         )
-        assert await bob.ledger.earnings(PeerId("bob")) == Amount.parse("0.1")
 
 
 async def test_the_answer_says_who_was_passed_over(open_mesh: OpenMesh) -> None:
@@ -131,7 +130,6 @@ async def test_own_models_answer_without_money_or_network(open_mesh: OpenMesh) -
         result = await ann.router.infer(request(max_fee="0"))
         assert (result.provider, result.fee) == ("ann", Amount(0))
         assert ann.sessions.live() == []
-        assert not await ann.ledger.earnings(PeerId("ann"))
 
 
 async def test_a_stream_gives_accepted_chunks_and_the_result(open_mesh: OpenMesh) -> None:
@@ -560,7 +558,6 @@ async def test_a_timeout_stops_the_provider(open_mesh: OpenMesh, autojump_clock:
             await wait_all_tasks_blocked()
             assert (bob.runtime.running, bob.provider.running) == (0, 0)
         assert bob.runtime.cancelled == 2
-        assert not await bob.ledger.earnings(PeerId("bob"))
 
 
 async def test_the_shortest_timeouts_are_late_and_nothing_else(open_mesh: OpenMesh) -> None:

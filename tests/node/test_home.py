@@ -26,12 +26,14 @@ def full(descriptor: int) -> None:
 def test_a_new_home_gets_a_key_for_its_owner_alone(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     with open_home(folder) as home:
-        seed = home.seed
-    assert len(seed) == 32
+        seed, account = home.seed, home.account_seed
+    assert len(seed) == len(account) == 32
+    assert seed != account
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE((folder / "identity.key").stat().st_mode) == 0o600
+    for name in ("identity.key", "account.key"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     with open_home(folder) as home:
-        assert home.seed == seed
+        assert (home.seed, home.account_seed) == (seed, account)
 
 
 def test_a_held_home_is_refused_with_the_holder_and_left_untouched(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, ValidationFailed
 from llmesh.node.config import NodeConfig
 from llmesh.node.faults import StartRefused
+from llmesh.node.files import write_durably
 from llmesh.node.home import open_home
 from llmesh.node.open import open_node
 from llmesh.node.values import Deployment
@@ -65,6 +66,28 @@ async def test_without_the_stake_nothing_is_served(config: NodeConfig) -> None:
         assert node.offers == ()
         with pytest.raises(ModelNotFound):
             await node.request("m", TEXT)
+
+
+async def test_a_lone_node_has_money_and_bonds_its_stake(config: NodeConfig) -> None:
+    async with open_node(replace(config, stake=Amount.parse(1000))) as node:
+        status = await node.status()
+        assert (status.stake, status.earnings) == (Amount.parse(1000), Amount(0))
+        assert (config.data_dir / "journal.db").exists()
+
+
+async def test_a_stake_above_the_balance_is_refused(config: NodeConfig) -> None:
+    with pytest.raises(StartRefused, match=r"1000000 MESH, not 1000000\.5"):
+        async with open_node(replace(config, stake=Amount.parse("1000000.5"))):
+            pass
+    assert is_free(config)
+
+
+async def test_a_key_that_is_none_is_refused(config: NodeConfig) -> None:
+    config.data_dir.mkdir(mode=0o700)
+    write_durably(config.data_dir / "account.key", b"0" * 64)
+    with pytest.raises(StartRefused, match=r"account\.key is no key"):
+        async with open_node(config):
+            pass
 
 
 async def test_what_cannot_be_announced_leaves_the_offer_as_it_was(config: NodeConfig) -> None:

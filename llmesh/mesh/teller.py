@@ -1,0 +1,156 @@
+"""Teller: this node's own operations on the ledger, one after the other, each of them once.
+
+What is to be done is durable in the Journal before the ledger hears of it, with its nonce, so that
+after a crash the same signed operation goes out again (a signature is the same each time, RFC 6979)
+and never a second one.  What the ledger refuses takes no nonce, so a nonce is given only when an
+operation's turn has come.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from llmesh.core.encoding import canonical_json, parse_canonical_json
+from llmesh.core.operations import (
+    Operation,
+    SignedOperation,
+    sign_operation,
+    unsigned_from_json,
+    unsigned_to_json,
+)
+from llmesh.core.signer import Signer
+from llmesh.errors import MeshError, TransactionFailed
+from llmesh.journal.open import Journal
+from llmesh.journal.outbox import (
+    AddIntent,
+    BuryIntent,
+    CompleteIntent,
+    DelayIntent,
+    Intent,
+    next_nonce,
+    waiting_intents,
+)
+from llmesh.ledger.ledger import REFUSALS, Ledger
+
+__all__ = ["KIND", "Teller"]
+
+log = logging.getLogger(__name__)
+
+KIND = "ledger"
+"""What its intents are called in the outbox."""
+PAUSE, LONGEST = 1.0, 60.0
+"""Seconds between tries while the ledger cannot be reached; each wait is twice the last."""
+
+
+class Teller:
+    """Performs operations by `signer`'s account on a ledger; `clock` gives seconds since 1970."""
+
+    def __init__(self, ledger: Ledger, journal: Journal, signer: Signer, clock: Callable[[], float]) -> None:
+        self.signer = signer
+        self._ledger = ledger
+        self._journal = journal
+        self._clock = clock
+        # An account of another ledger is another account: what waits for that one is not sent to this.
+        self._account = f"{ledger.chain.id} {signer.address.hex()}"
+        self._turn = trio.Lock()
+        self._left = trio.Event()
+
+    async def perform(self, operation: Operation) -> None:
+        """Do this on the ledger, after all that waits; on return it is durable there.
+
+        Raises one of `REFUSALS` where the rules refuse it: nothing has changed and it is not tried
+        again.  Raises TransactionFailed where the ledger cannot be reached or its answer was lost: from
+        then on `run` sees to it, over restarts too, and a call for the same thing waits for that one
+        instead of doing it twice.  The same holds after a cancel, unless it came before anything was
+        written.  TransactionFailed also where the Journal cannot be written: then nothing was begun.
+        """
+        async with self._turn, self._minded():
+            waiting = await self._waiting()
+            content = canonical_json(unsigned_to_json(operation))
+            own = next((intent for intent in waiting if intent.body == content), None)
+            if own is None:
+                own = await self._add(content, alone=not waiting)
+                waiting.append(own)
+            await self._send_until(own, waiting)
+
+    async def run(self) -> None:
+        """Send what is left over, in order and patiently, until cancelled."""
+        pause = PAUSE
+        while True:
+            try:
+                async with self._turn:
+                    for intent in await self._waiting():
+                        await self._send_other(intent)
+                    self._left = trio.Event()
+                await self._left.wait()
+                pause = PAUSE
+            except TransactionFailed as error:
+                log.warning("an operation waits for the ledger: %s", error.message)
+            await trio.sleep(pause)
+            pause = min(2 * pause, LONGEST)
+
+    @asynccontextmanager
+    async def _minded(self) -> AsyncGenerator[None]:
+        """Whatever the block leaves undone, `run` takes up."""
+        try:
+            yield
+        except BaseException:
+            self._left.set()
+            raise
+
+    async def _waiting(self) -> list[Intent]:
+        return await self._journal.read(waiting_intents, KIND, self._account)
+
+    async def _add(self, content: bytes, *, alone: bool) -> Intent:
+        """Make it durable, with its nonce where it is its turn."""
+        place = await self._journal.read(next_nonce, self._account)
+        now = self._clock()
+        reference = await self._next_nonce() if alone else b""
+        name = f"{KIND} {self._account} {place}"
+        intent = Intent(name, KIND, self._account, place, content, now, now, reference=reference)
+        await self._journal.commit(AddIntent(intent))
+        return intent
+
+    async def _send_until(self, own: Intent, waiting: list[Intent]) -> None:
+        for intent in waiting:
+            if intent.id == own.id:
+                await self._send(intent)
+                return
+            await self._send_other(intent)
+
+    async def _send_other(self, intent: Intent) -> None:
+        """One whose caller is gone: that it was refused is for the log."""
+        try:
+            await self._send(intent)
+        except REFUSALS as error:
+            log.error("the ledger refused an operation that waited for it: %s", error.message)
+
+    async def _send(self, intent: Intent) -> None:
+        signed = await self._signed(intent)
+        try:
+            await self._ledger.submit(signed)
+        except REFUSALS as error:
+            await self._journal.commit(BuryIntent(intent.id, error.message))
+            raise
+        except MeshError as error:
+            await self._journal.commit(DelayIntent(intent.id, self._clock(), error.message))
+            raise TransactionFailed(f"The ledger has not taken it yet: {error.message}") from error
+        await self._journal.commit(CompleteIntent(intent.id))
+
+    async def _signed(self, intent: Intent) -> SignedOperation:
+        """The same each time: its nonce is durable before it is first sent."""
+        nonce = intent.reference
+        if not nonce:
+            nonce = await self._next_nonce()
+            await self._journal.commit(DelayIntent(intent.id, self._clock(), reference=nonce))
+        operation = unsigned_from_json(parse_canonical_json(intent.body))
+        number = int.from_bytes(nonce, "big")
+        return sign_operation(self.signer.address, number, operation, self._ledger.chain, self.signer.sign)
+
+    async def _next_nonce(self) -> bytes:
+        account = await self._ledger.account(self.signer.address)
+        return (account.nonce + 1).to_bytes(8, "big")
