@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import cast
 
 from quart import Response, has_request_context, request
@@ -19,6 +20,7 @@ from llmesh.errors import (
     NodeUnreachable,
     RequestTimeout,
 )
+from llmesh.gateway.body import HELD, HeldBack, linger
 from llmesh.gateway.docs import docs_routes
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.inference import Router, post_inference
@@ -52,16 +54,21 @@ class GatewaySettings:
 
 
 def create_app(
-    router: Router, catalogue: Catalogue, node: NodeView, settings: GatewaySettings | None = None
+    router: Router,
+    catalogue: Catalogue,
+    node: NodeView,
+    settings: GatewaySettings | None = None,
+    more: Sequence[Route] = (),
 ) -> QuartTrio:
-    """The ASGI application of one node; serve it with `gateway.server`."""
+    """The ASGI application of one node, with `more` routes; serve it with `gateway.server`."""
     settings = settings or GatewaySettings()
     app = QuartTrio("llmesh.gateway", static_folder=None)
     app.request_class = Request
+    app.asgi_http_class = HeldBack
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.config["BODY_TIMEOUT"] = settings.body_timeout
     app.url_map.merge_slashes = False
-    table = routes(router, catalogue, node)
+    table = routes(router, catalogue, node, more)
     for route in table:
         app.add_url_rule(
             route.rule,
@@ -76,7 +83,9 @@ def create_app(
     return app
 
 
-def routes(router: Router, catalogue: Catalogue, node: NodeView) -> tuple[Route, ...]:
+def routes(
+    router: Router, catalogue: Catalogue, node: NodeView, more: Sequence[Route] = ()
+) -> tuple[Route, ...]:
     """Everything the gateway serves, told once for the app, the OpenAPI document and the page."""
     api = (
         Route(
@@ -93,12 +102,13 @@ def routes(router: Router, catalogue: Catalogue, node: NodeView) -> tuple[Route,
         Route("GET", "/healthz", get_health, "Whether the node's process is alive.", answers=(HealthBody,)),
         Route("GET", "/readyz", partial(get_readiness, node), "Whether the node can serve requests.",
               answers=(HealthBody,), errors=(NodeBusy,)),
+        *more,
     )  # fmt: skip
     return (*api, *docs_routes(api))
 
 
-def _endpoint(view: Callable[[Request], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
-    async def endpoint() -> Response:
+def _endpoint(view: Callable[[Request], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    async def endpoint(**_: str) -> Response:  # variables of the path; `Request.variable` has them
         return await view(_current())
 
     return endpoint
@@ -114,7 +124,18 @@ async def _check(guard: Guard) -> None:
 
 async def _fail(error: Exception) -> Response:
     # A WebSocket handshake ends here too, outside any request: no route takes one.
-    return answer_to(error, _current().id if has_request_context() else new_request_id())
+    if not has_request_context():
+        return answer_to(error, new_request_id())
+    asked = _current()
+    response = answer_to(error, asked.id)
+    if response.status_code != HTTPStatus.REQUEST_TIMEOUT and _more_may_come(asked):
+        linger(response, asked.body)
+    return response
+
+
+def _more_may_come(asked: Request) -> bool:
+    size = asked.content_length
+    return not asked.body.whole and (size is None or size > HELD)
 
 
 async def _stamp(response: Response) -> Response:

@@ -12,7 +12,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import ModelBody, ModelsBody, ModelsQuery, decode_query, encode, mesh
 
-__all__ = ["Catalogue", "get_models"]
+__all__ = ["Catalogue", "get_models", "render_offer"]
 
 
 class Catalogue(Protocol):
@@ -28,11 +28,12 @@ async def get_models(catalogue: Catalogue, request: Request) -> Response:
     """List offers."""
     query = decode_query(request.query_string, ModelsQuery)
     found = await catalogue.search(query.name, query.most, query.limit)
-    body = ModelsBody([_render(offer, announcement) for offer, announcement in found])
+    body = ModelsBody([render_offer(offer, announcement) for offer, announcement in found])
     return Response(encode(body), content_type="application/json")
 
 
-def _render(offer: Offer, announcement: Announcement) -> ModelBody:
+def render_offer(offer: Offer, announcement: Announcement) -> ModelBody:
+    """One offer in JSON's shape."""
     return ModelBody(
         name=offer.card.name,
         version=offer.card.version,

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator
 
-import trio
 from quart import Response
-from quart.wrappers.response import IterableBody, ResponseBody
 from werkzeug.exceptions import HTTPException
 
 from llmesh.core.ids import RequestId
@@ -23,8 +20,6 @@ from llmesh.gateway.schema import Problem, encode, problem
 __all__ = ["PROBLEM_JSON", "answer_to"]
 
 PROBLEM_JSON = "application/problem+json"
-LINGER = 2.0
-"""Seconds to go on discarding a body that was refused, so that its sender gets to read why."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +41,6 @@ def _http_fault(error: HTTPException, status: int, request_id: RequestId) -> Res
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
-    if status == TooLarge.http_status:
-        _linger(response)
     return response
 
 
@@ -63,19 +56,6 @@ def _in_our_words(error: HTTPException, status: int) -> MeshError:
             return TooLarge("The body is larger than this node takes.")
         case _:
             return ValidationFailed(error.description or error.name)
-
-
-def _linger(response: Response) -> None:
-    """Say all, then hang up a little later: closing on unread bytes can take the answer with it."""
-    response.headers["Connection"] = "close"
-    response.response = IterableBody(_then_wait(response.response))
-
-
-async def _then_wait(body: ResponseBody) -> AsyncIterator[bytes]:
-    async with body as parts:
-        async for part in parts:
-            yield part
-    await trio.sleep(LINGER)
 
 
 def _bug(request_id: RequestId) -> Problem:

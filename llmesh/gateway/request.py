@@ -1,16 +1,24 @@
-"""A request of the gateway: Quart's, with an id of our own, and how its JSON body is read."""
+"""A request of the gateway: Quart's, with an id of our own, and how its body is read."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import AsyncGenerator
 from functools import cached_property
+from ipaddress import ip_address
 
+import trio
 from quart_trio.wrappers import TrioRequest
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
 
 from llmesh.core.ids import RequestId
+from llmesh.gateway.body import Body
 
 __all__ = ["Request", "new_request_id"]
+
+
+SLOWEST = 64 * 1024
+"""Bytes of a large body that must come in each `body_timeout` seconds."""
 
 
 def new_request_id() -> RequestId:
@@ -20,6 +28,9 @@ def new_request_id() -> RequestId:
 
 class Request(TrioRequest):
     """One HTTP request."""
+
+    body_class = Body  # type: ignore[assignment]  # has what Quart asks of it
+    body: Body  # type: ignore[assignment]
 
     @cached_property
     def id(self) -> RequestId:
@@ -34,4 +45,54 @@ class Request(TrioRequest):
         """
         if self.mimetype != "application/json":
             raise UnsupportedMediaType("The body must be sent with Content-Type: application/json.")
-        return await self.get_data(cache=True, as_text=False, parse_form_data=False)
+        most = self.max_content_length or 0
+        if (self.content_length or 0) > most:
+            raise RequestEntityTooLarge
+        data = bytearray()
+        with trio.move_on_after(self.body_timeout or 0):
+            while piece := await self.body.take():
+                data += piece
+                if len(data) > most:
+                    raise RequestEntityTooLarge
+            return bytes(data)
+        raise RequestTimeout
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """A body of any size as it comes, held back while nobody takes it.
+
+        Raises RequestTimeout where less than SLOWEST bytes come within the body's time.
+        """
+        patience = self.body_timeout or 0
+        due, came = trio.current_time() + patience, 0
+        while True:
+            with trio.move_on_at(due) as waiting:
+                piece = await self.body.take()
+            if waiting.cancelled_caught:
+                raise RequestTimeout
+            if not piece:
+                return
+            came += len(piece)
+            yield piece
+            if came >= SLOWEST:
+                due, came = trio.current_time() + patience, 0
+
+    def variable(self, name: str) -> str:
+        """A variable of the route's path."""
+        return str((self.view_args or {})[name])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a program of this machine sent it, and no proxy for somebody else."""
+        host = (self.scope.get("client") or ("", 0))[0]
+        forwarded = any(name in self.headers for name in _FORWARDED)
+        return not forwarded and _is_loopback(host)
+
+
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "Via")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

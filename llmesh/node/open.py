@@ -23,6 +23,7 @@ from llmesh.core.inference import Attempt
 from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, ValidationFailed
 from llmesh.gateway.app import GatewaySettings, create_app
+from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.server import serve
 from llmesh.journal.open import Journal, open_journal
@@ -101,7 +102,8 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
             await _deploy(config, node)
             settings = GatewaySettings(Guard.for_host(config.host))
             nursery.start_soon(_probe, config, node)
-            app, closed = create_app(node, node, node, settings), trio.Event()
+            more = deploy_routes(node)
+            app, closed = create_app(node, node, node, settings, more), trio.Event()
             node.url = await nursery.start(serve, app, listener, closed)
             with home.published({"pid": os.getpid(), **node.whereabouts()}):
                 task_status.started(node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from llmesh.net.host import Host
 from llmesh.node.drain import Drain
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.deposit import deposit
+from llmesh.runtime.incoming import Incoming
 from llmesh.runtime.orders import Abilities
 from llmesh.runtime.runtime import Runtime, WorkerStatus
 from llmesh.runtime.store import Store
@@ -123,6 +125,30 @@ class Node:
             if bundle.id not in before and bundle.id not in {offer.model_id for offer in self.offers}:
                 await store.remove(bundle.id)  # no model after all: it must not eat the quota
             raise
+
+    def incoming(self) -> AbstractAsyncContextManager[Incoming]:
+        """Where a model is written piece by piece, to be deployed before the block ends."""
+        return self._rooms.store.incoming()
+
+    async def remove(self, model: ModelId) -> None:
+        """Serve a model no longer and remove the store's copy.  Raises ModelNotFound for one of others.
+
+        A cancel waits until it is done.
+        """
+        if not self.serves(model):
+            raise ModelNotFound(f"This node does not serve model {model}.")
+        with trio.CancelScope(shield=True):  # bounded by the worker's own end
+            self._rooms.announcer.retract(model)
+            await self._rooms.provider.remove(model)
+            await self._rooms.store.remove(model)
+
+    def serves(self, model: ModelId) -> bool:
+        """Whether it has a model on offer."""
+        return any(offer.model_id == model for offer in self.offers)
+
+    def offers_of(self, model: ModelId) -> Sequence[tuple[Offer, Announcement]]:
+        """Every offer of a model, by whomever, as known here and now."""
+        return self._rooms.discovery.lookup(ModelRef("", id=model))
 
     async def fetch(self, ref: ModelRef, report: Report) -> ModelId:
         """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`.

@@ -7,22 +7,18 @@ worker starts the files' digests are compared.
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 import trio
 
 from llmesh.core.encoding import Json
 from llmesh.core.model import Card
-from llmesh.errors import Conflict, ValidationFailed
+from llmesh.errors import ValidationFailed
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.store import Store
 
 __all__ = ["card_of", "deposit"]
 
-# Of zip, gzip, bzip2 and xz; a bare tar has its own in the middle of the first block.
-_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
-_TAR = slice(257, 262)
 _MANIFEST = "llmesh.json"
 _MAX_MANIFEST = 64 << 10
 
@@ -30,14 +26,13 @@ _MAX_MANIFEST = 64 << 10
 async def deposit(store: Store, source: Path | bytes, graph: str | None = None) -> Bundle:
     """Take a folder, an `.onnx` file or a `.zip`/`.tar` of a folder, or the bytes of one of these files.
 
-    Of several graphs, `graph` names the one to run.  Raises as `Store.add` does, and Conflict where
-    there is no room for the bytes while they are unpacked.
+    Of several graphs, `graph` names the one to run.  Raises as `Store.add` does.
     """
     if isinstance(source, Path):
         return await store.add(source, graph)
-    with tempfile.TemporaryDirectory(prefix="llmesh-") as folder:
-        path = await trio.to_thread.run_sync(_write, Path(folder), source)
-        return await store.add(path, graph)
+    async with store.incoming() as incoming:
+        await incoming.write(source)
+        return await store.add(await incoming.finish(), graph)
 
 
 async def card_of(bundle: Bundle, name: str) -> Card:
@@ -54,16 +49,6 @@ async def card_of(bundle: Bundle, name: str) -> Card:
             raise ValidationFailed(f"{_MANIFEST}: {field} must be a text, not {type(text).__name__}.")
     plain = {field: text for field, text in texts.items() if text and isinstance(text, str)}
     return Card(**{"name": name, **plain})
-
-
-def _write(folder: Path, data: bytes) -> Path:
-    packed = data.startswith(_PACKED) or data[_TAR] == b"ustar"
-    path = folder / ("bundle" if packed else "model.onnx")
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise Conflict(f"The model cannot be written to disk: {error.strerror}.") from None
-    return path
 
 
 def _read_manifest(path: Path) -> dict[str, Json]:

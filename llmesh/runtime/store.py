@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from llmesh.errors import Conflict, ModelNotFound, TooLarge, ValidationFailed
 from llmesh.runtime.archive import ArchiveLimits, unpack
 from llmesh.runtime.bundle import Bundle, read_bundle
 from llmesh.runtime.disk import disk_faults
+from llmesh.runtime.incoming import Incoming
 
 __all__ = ["Store", "Stored", "open_store"]
 
@@ -57,6 +58,8 @@ class Store:
         self._quota = quota
         self._writing = trio.Lock()
         self._receiving: dict[ModelId, int] = {}
+        self._incoming = 0
+        self._resting = 0
 
     def sweep(self) -> None:
         """Remove unfinished writes; transfers under way keep theirs (see `partial`)."""
@@ -87,6 +90,30 @@ class Store:
             raise ValidationFailed(f"{path} is neither a folder, an .onnx file nor an archive.")
         limits = ArchiveLimits(size=max(0, self._quota - self._taken()))
         return await self._write(lambda folder: unpack(path, folder, limits), graph)
+
+    @asynccontextmanager
+    async def incoming(self) -> AsyncGenerator[Incoming]:
+        """A file that comes piece by piece, to be added in this block; at its end it is removed.
+
+        What comes is held against the quota while it comes, all such files together.
+        """
+        folder, size = Path(tempfile.mkdtemp(dir=self._staging)), 0
+
+        def admit(more: int) -> None:
+            nonlocal size
+            if self._resting + self._incoming + more > self._quota:
+                raise TooLarge(f"The model is larger than what is left of the store's {self._quota} bytes.")
+            self._incoming += more
+            size += more
+
+        self._resting = self._taken()
+        try:
+            yield Incoming(folder, admit)
+        finally:
+            self._incoming -= size
+            self._resting = self._taken()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def open(self, model: ModelId, graph: str | None = None) -> Bundle:
         """The bundle, hashed anew.  Raises ModelNotFound, ValidationFailed where it was altered."""

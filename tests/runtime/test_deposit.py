@@ -68,8 +68,8 @@ async def test_a_full_disk_is_a_conflict(store: Store, monkeypatch: pytest.Monke
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(Conflict, match="No space left"):
+    monkeypatch.setattr("llmesh.runtime.incoming._append", full)
+    with pytest.raises(Conflict, match="disk is full"):
         await deposit(store, b"x")
 
 

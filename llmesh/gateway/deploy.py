@@ -1,0 +1,199 @@
+"""This node's own models over REST: bring one, look at one, take one away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from quart import Response
+from werkzeug.exceptions import UnsupportedMediaType
+
+from llmesh.core.amount import Amount
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.ids import ModelId, model_id
+from llmesh.core.reference import model_name, model_version
+from llmesh.errors import (
+    Conflict,
+    InsufficientStake,
+    ModelFailed,
+    ModelNotFound,
+    TooLarge,
+    Unauthorized,
+    ValidationFailed,
+)
+from llmesh.gateway.deploy_schema import (
+    METADATA_LIMIT,
+    UPLOADS,
+    DeployBody,
+    DeployedBody,
+    MetadataBody,
+    ModelDetailBody,
+    RemovedBody,
+    UploadQuery,
+    decode_deploy,
+    decode_metadata,
+)
+from llmesh.gateway.models import render_offer
+from llmesh.gateway.multipart import Piece, pieces_of_parts
+from llmesh.gateway.openapi import Route
+from llmesh.gateway.request import Request
+from llmesh.gateway.schema import decode, decode_query, encode
+from llmesh.runtime.incoming import Incoming
+
+__all__ = ["Shelf", "deploy_routes"]
+
+
+class Shelf(Protocol):
+    """The models of a node."""
+
+    def incoming(self) -> AbstractAsyncContextManager[Incoming]:
+        """Where a model is written piece by piece; it is gone at the end of the block."""
+
+    async def deploy(self, source: Path, name: str, fee: Amount, version: str, description: str) -> ModelId:
+        """Take a copy of a model, serve and announce it.  Raises MeshError; then nothing has changed."""
+
+    async def remove(self, model: ModelId) -> None:
+        """Serve it no longer and give its space back.  Raises ModelNotFound for one of others."""
+
+    def serves(self, model: ModelId) -> bool:
+        """Whether this node has it on offer."""
+
+    def offers_of(self, model: ModelId) -> Sequence[tuple[Offer, Announcement]]:
+        """Every offer of it, by whomever."""
+
+
+def deploy_routes(shelf: Shelf) -> tuple[Route, ...]:
+    """The routes of one shelf."""
+    id = {"id": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "A model id."}}
+    path = "/api/v1/models/{id}"
+    return (
+        Route(
+            "POST", "/api/v1/models", partial(post_model, shelf),
+            "Serve a model: upload it, or name a path on the node's own disk.",
+            answers=(DeployedBody,), status=201, body=DeployBody, uploads=UPLOADS, query=UploadQuery,
+            errors=(InsufficientStake, Conflict, ModelFailed),
+        ),
+        Route("GET", path, partial(get_model, shelf), "Who offers a model, and on what terms.",
+              answers=(ModelDetailBody,), variables=id, errors=(ModelNotFound,)),
+        Route("DELETE", path, partial(delete_model, shelf), "Serve one of this node's models no longer.",
+              answers=(RemovedBody,), variables=id, errors=(ModelNotFound,)),
+    )  # fmt: skip
+
+
+async def post_model(shelf: Shelf, request: Request) -> Response:
+    """Serve a model that comes with the request or lies on this machine."""
+    said = decode_query(request.query_string, UploadQuery)
+    match request.mimetype:
+        case "application/json":
+            return await _deploy_path(shelf, request)
+        case "application/octet-stream":
+            return await _deploy_stream(shelf, request, said)
+        case "multipart/form-data":
+            return await _deploy_form(shelf, request)
+    raise UnsupportedMediaType(
+        "A model comes as multipart/form-data or application/octet-stream, a path as application/json."
+    )
+
+
+async def get_model(shelf: Shelf, request: Request) -> Response:
+    """Tell of one model."""
+    model = model_id(request.variable("id"))
+    offers = [render_offer(offer, said) for offer, said in shelf.offers_of(model)]
+    own = shelf.serves(model)
+    if not offers and not own:
+        raise ModelNotFound(f"No valid offer of model {model} is known here.")
+    return _json(ModelDetailBody(model, own, offers))
+
+
+async def delete_model(shelf: Shelf, request: Request) -> Response:
+    """Take a model of this node away."""
+    model = model_id(request.variable("id"))
+    await shelf.remove(model)
+    return _json(RemovedBody(model))
+
+
+async def _deploy_path(shelf: Shelf, request: Request) -> Response:
+    body = decode(await request.json_bytes(), decode_deploy)
+    if not request.is_local:
+        raise Unauthorized("Only programs on the node's own machine may name a path; upload the model.")
+    return await _deploy(shelf, _path(body.path), body)
+
+
+async def _deploy_stream(shelf: Shelf, request: Request, said: UploadQuery) -> Response:
+    _check(said)
+    async with shelf.incoming() as incoming, aclosing(request.pieces()) as pieces:
+        async for piece in pieces:
+            await incoming.write(piece)
+        return await _deploy(shelf, await incoming.finish(), said)
+
+
+async def _deploy_form(shelf: Shelf, request: Request) -> Response:
+    boundary = request.mimetype_params.get("boundary", "")
+    form = _Form()
+    async with (
+        shelf.incoming() as incoming,
+        aclosing(request.pieces()) as body,
+        aclosing(pieces_of_parts(body, boundary)) as pieces,
+    ):
+        async for piece in pieces:
+            await form.take(piece, incoming)
+        return await _deploy(shelf, await incoming.finish(), form.metadata())
+
+
+class _Form:
+    """The two parts of an upload as they come: `metadata` is kept here, `file` goes to disk."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._metadata = b""
+
+    async def take(self, piece: Piece, incoming: Incoming) -> None:
+        if piece.first:
+            self._begin(piece.name)
+        if piece.name == "file":
+            await incoming.write(piece.data)
+            return
+        self._metadata += piece.data
+        if len(self._metadata) > METADATA_LIMIT:
+            raise TooLarge(f"The metadata takes more than {METADATA_LIMIT} bytes.")
+
+    def metadata(self) -> MetadataBody:
+        """What is said, once both parts have come."""
+        if missing := {"metadata", "file"} - self._seen:
+            raise ValidationFailed(f"The form lacks the part {' and '.join(sorted(missing))}.")
+        return decode(self._metadata, decode_metadata)
+
+    def _begin(self, name: str) -> None:
+        if name not in ("metadata", "file") or name in self._seen:
+            raise ValidationFailed(
+                f"The form has the part {name[:80]!r}; it takes one `metadata` (JSON) and one `file`."
+            )
+        if name == "file" and "metadata" in self._seen:
+            _check(decode(self._metadata, decode_metadata))
+        self._seen.add(name)
+
+
+async def _deploy(shelf: Shelf, source: Path, said: MetadataBody | UploadQuery) -> Response:
+    _check(said)
+    model = await shelf.deploy(source, said.name, said.price, said.version, said.description)
+    return _json(DeployedBody(model, said.name, said.version), 201)
+
+
+def _check(said: MetadataBody | UploadQuery) -> None:
+    """Refuse bad words before a large file has come in vain."""
+    model_name(said.name)
+    model_version(said.version)
+    _ = said.price
+
+
+def _path(text: str) -> Path:
+    if "\0" in text or not Path(text).is_absolute():
+        raise ValidationFailed(f"{text[:200]!r} is not an absolute path.")
+    return Path(text)
+
+
+def _json(body: DeployedBody | RemovedBody | ModelDetailBody, status: int = 200) -> Response:
+    return Response(encode(body), status, content_type="application/json")
