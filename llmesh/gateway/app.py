@@ -20,14 +20,17 @@ from llmesh.errors import (
     NodeUnreachable,
     RequestTimeout,
 )
-from llmesh.gateway.body import HELD, HeldBack, linger
+from llmesh.gateway.body import HELD, linger
 from llmesh.gateway.docs import docs_routes
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.inference import Router, post_inference
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
+from llmesh.gateway.live import Connection
 from llmesh.gateway.models import Catalogue, get_models
+from llmesh.gateway.openai.answers import tell_error
+from llmesh.gateway.openai.routes import PREFIX, openai_routes
 from llmesh.gateway.openapi import Route
-from llmesh.gateway.problems import answer_to
+from llmesh.gateway.problems import answer_to, tell_problem
 from llmesh.gateway.request import Request, new_request_id
 from llmesh.gateway.schema import (
     HealthBody,
@@ -64,7 +67,7 @@ def create_app(
     settings = settings or GatewaySettings()
     app = QuartTrio("llmesh.gateway", static_folder=None)
     app.request_class = Request
-    app.asgi_http_class = HeldBack
+    app.asgi_http_class = Connection
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.config["BODY_TIMEOUT"] = settings.body_timeout
     app.url_map.merge_slashes = False
@@ -102,6 +105,7 @@ def routes(
         Route("GET", "/healthz", get_health, "Whether the node's process is alive.", answers=(HealthBody,)),
         Route("GET", "/readyz", partial(get_readiness, node), "Whether the node can serve requests.",
               answers=(HealthBody,), errors=(NodeBusy,)),
+        *openai_routes(router, catalogue),
         *more,
     )  # fmt: skip
     return (*api, *docs_routes(api))
@@ -127,7 +131,8 @@ async def _fail(error: Exception) -> Response:
     if not has_request_context():
         return answer_to(error, new_request_id())
     asked = _current()
-    response = answer_to(error, asked.id)
+    tell = tell_error if asked.path.startswith(PREFIX) else tell_problem
+    response = answer_to(error, asked.id, tell)
     if response.status_code != HTTPStatus.REQUEST_TIMEOUT and _more_may_come(asked):
         linger(response, asked.body)
     return response

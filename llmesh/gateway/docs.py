@@ -114,8 +114,8 @@ def _errors() -> Iterator[str]:
 
 
 def _schema(answer: dict[str, Any]) -> dict[str, Any]:
-    (content,) = answer["content"].values()
-    schema: dict[str, Any] = content["schema"]
+    first = next(iter(answer["content"].values()))
+    schema: dict[str, Any] = first["schema"]
     return schema
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeAlias
 
 from quart import Response
 
-from llmesh.core.inference import InferenceRequest, Result
+from llmesh.core.exchange import Accepted
+from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Plan, Wishes
 from llmesh.errors import ModelFailed
 from llmesh.gateway.inference_schema import PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode
 
-__all__ = ["Router", "post_inference", "render_result"]
+__all__ = ["Router", "Streamed", "post_inference", "render_result"]
+
+
+Streamed: TypeAlias = Accepted | Chunk | Result
+"""What a stream gives; the Result comes last."""
 
 
 class Router(Protocol):
@@ -21,6 +28,11 @@ class Router(Protocol):
 
     async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         """Run it somewhere within its timeout.  Raises MeshError; cancelling stops the work."""
+
+    def stream(
+        self, request: InferenceRequest, wishes: Wishes | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Streamed]]:
+        """The answer as it comes.  Iterating raises MeshError; leaving the block stops the work."""
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         """Who would serve it, in order; nothing is run.  Raises MeshError."""

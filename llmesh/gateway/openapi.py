@@ -12,6 +12,7 @@ import msgspec
 from quart import Response
 
 from llmesh.errors import MeshError, TooLarge, Unauthorized, ValidationFailed
+from llmesh.gateway.live import EVENT_STREAM
 from llmesh.gateway.problems import PROBLEM_JSON
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import Malformed, Problem
@@ -30,7 +31,9 @@ class Route:
     `path` has its variables in braces, each with a schema in `variables`.  It answers one of the
     shapes of `answers` under `status`.  Every route may also answer 401 (foreign host or page); one
     with a query or variables 422; one with a body (in JSON, or `uploads`: schemas by media type) 400,
-    408, 413, 415 and 422.  A route without an answer in JSON stays out of the document.
+    408, 413, 415 and 422.  One that `streams` may answer in server-sent events instead; `failure` is the
+    shape of its errors, and what is not a Problem knows no 422.  A route without an answer in JSON stays
+    out of the document.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -44,6 +47,8 @@ class Route:
     query: type[msgspec.Struct] | None = None
     variables: Mapping[str, _Schema] = field(default_factory=dict)
     errors: tuple[type[MeshError], ...] = ()
+    streams: bool = False
+    failure: type[msgspec.Struct] = Problem
 
     @property
     def rule(self) -> str:
@@ -55,10 +60,12 @@ class Route:
         found: dict[int, list[str]] = {}
         errors: tuple[type[MeshError], ...] = (Unauthorized, *self.errors, *self._input_errors())
         for error in errors:
-            found.setdefault(error.http_status, []).append(error.name)
+            status = 400 if self.failure is not Problem and error.http_status == 422 else error.http_status
+            if error.name not in found.setdefault(status, []):
+                found[status].append(error.name)
         if self.body:
-            for status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE):
-                found[status.value] = [status.phrase]
+            for fault in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.UNSUPPORTED_MEDIA_TYPE):
+                found[fault.value] = [fault.phrase]
         return found
 
     def _input_errors(self) -> tuple[type[MeshError], ...]:
@@ -71,7 +78,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The whole document, ready for JSON."""
     routes = [route for route in routes if route.answers]
     shapes: set[type[msgspec.Struct]] = {
-        shape for r in routes for shape in (*r.answers, r.body, r.query) if shape
+        shape for r in routes for shape in (*r.answers, r.body, r.query, r.failure) if shape
     } | {Problem}
     ordered = sorted(shapes, key=lambda shape: shape.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
@@ -89,15 +96,17 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+    kind = PROBLEM_JSON if route.failure is Problem else "application/json"
+    done = _json(route.answers) | ({EVENT_STREAM: {"schema": {"type": "string"}}} if route.streams else {})
     failures = {
-        str(status): {"description": ", ".join(names), "content": {PROBLEM_JSON: _ref(Problem)}}
+        str(status): {"description": ", ".join(names), "content": {kind: _ref(route.failure)}}
         for status, names in sorted(route.failures().items())
     }
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "summary": route.summary,
         "responses": {
-            str(route.status): {"description": "Done.", "content": _json(route.answers)},
+            str(route.status): {"description": "Done.", "content": done},
             **failures,
         },
     }

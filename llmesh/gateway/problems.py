@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 from quart import Response
 from werkzeug.exceptions import HTTPException
@@ -17,31 +19,42 @@ from llmesh.core.ids import RequestId
 from llmesh.errors import MeshError, RequestTimeout, TooLarge, ValidationFailed
 from llmesh.gateway.schema import Problem, encode, problem
 
-__all__ = ["PROBLEM_JSON", "answer_to"]
+__all__ = ["PROBLEM_JSON", "Tell", "answer_to", "problem_of", "tell_problem"]
 
 PROBLEM_JSON = "application/problem+json"
+
+Tell: TypeAlias = Callable[[Problem], Response]
+"""How a face of the gateway tells a problem."""
 
 _log = logging.getLogger(__name__)
 
 
-def answer_to(error: Exception, request_id: RequestId) -> Response:
+def tell_problem(told: Problem) -> Response:
+    """As RFC 9457 has it."""
+    return Response(encode(told), told.status, content_type=PROBLEM_JSON)
+
+
+def answer_to(error: Exception, request_id: RequestId, tell: Tell = tell_problem) -> Response:
     """The response that tells a failure."""
+    told = problem_of(error, request_id)
+    response = tell(told)
+    if isinstance(told.retry_after, float | int):
+        response.headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
+    if isinstance(error, HTTPException):
+        response.headers.extend((name, value) for name, value in error.get_headers() if name == "Allow")
+    return response
+
+
+def problem_of(error: Exception, request_id: RequestId) -> Problem:
+    """What went wrong; a bug of ours is logged here."""
     match error:
         case MeshError():
-            return _respond(problem(error, error.http_status, request_id))
+            return problem(error, error.http_status, request_id)
         case HTTPException(code=int(status)):
-            return _http_fault(error, status, request_id)
+            return problem(_in_our_words(error, status), status, request_id)
         case _:
             _log.error("A request failed through a fault of this node: %s", request_id, exc_info=error)
-            return _respond(_bug(request_id))
-
-
-def _http_fault(error: HTTPException, status: int, request_id: RequestId) -> Response:
-    response = _respond(problem(_in_our_words(error, status), status, request_id))
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers[name] = value
-    return response
+            return _bug(request_id)
 
 
 def _in_our_words(error: HTTPException, status: int) -> MeshError:
@@ -67,10 +80,3 @@ def _bug(request_id: RequestId) -> Problem:
         request_id=request_id,
         next_step="Try again; if it persists, report it with the request id and the node's log.",
     )
-
-
-def _respond(told: Problem) -> Response:
-    response = Response(encode(told), told.status, content_type=PROBLEM_JSON)
-    if isinstance(told.retry_after, float | int):
-        response.headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
-    return response

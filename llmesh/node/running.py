@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from llmesh.mesh.download import Progress, Report
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
-from llmesh.mesh.router import Router
+from llmesh.mesh.router import Router, Streamed
 from llmesh.mesh.teller import Teller
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
@@ -219,6 +219,15 @@ class Node:
         """Run a request on whoever of the mesh serves it; NodeBusy while the node shuts down."""
         with self._drain.entered():
             return await self._rooms.router.infer(request, wishes)
+
+    @asynccontextmanager
+    async def stream(
+        self, request: InferenceRequest, wishes: Wishes | None = None
+    ) -> AsyncGenerator[AsyncIterator[Streamed]]:
+        """`infer`, as the answer comes; leaving the block stops the work."""
+        with self._drain.entered():
+            async with self._rooms.router.stream(request, wishes) as events:
+                yield events
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         """Who would serve a request, in order, and at what fee; nothing is run."""

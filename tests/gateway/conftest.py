@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,8 +13,9 @@ from quart_trio.testing import TrioClient
 
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.exchange import Accepted
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import InferenceRequest, Result, Skipped, Usage
+from llmesh.core.inference import Chunk, InferenceRequest, Result, Skipped, Usage
 from llmesh.core.model import Card
 from llmesh.core.ranking import Candidate, Plan, Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
@@ -43,6 +45,8 @@ async def label(request: InferenceRequest) -> Result:
 @dataclass
 class FakeRouter:
     answer: Callable[[InferenceRequest], Awaitable[Result]] = label
+    after: list[str] = field(default_factory=list)
+    """Words that a stream has said before it comes to the answer."""
     requests: list[InferenceRequest] = field(default_factory=list)
     wishes: list[Wishes | None] = field(default_factory=list)
     entered: trio.Event = field(default_factory=trio.Event)
@@ -57,6 +61,23 @@ class FakeRouter:
         except trio.Cancelled:
             self.cancelled.set()
             raise
+
+    @asynccontextmanager
+    async def stream(
+        self, request: InferenceRequest, wishes: Wishes | None = None
+    ) -> AsyncIterator[AsyncIterator[Accepted | Chunk | Result]]:
+        """As `infer`, with the text of its output in pieces of one word."""
+
+        async def events() -> AsyncIterator[Accepted | Chunk | Result]:
+            yield Accepted()
+            for index, word in enumerate(self.after):
+                yield Chunk(index, word)
+            result = await self.infer(request, wishes)
+            for index, word in enumerate(str(result.output.get("text", "")).split()):
+                yield Chunk(index, word if not index else f" {word}")
+            yield result
+
+        yield events()
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         self.wishes.append(wishes)

@@ -1,0 +1,56 @@
+"""The OpenAI-compatible routes: an official client with this node's `/v1` as its base URL works as it is."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llmesh.errors import (
+    InsufficientBalance,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeBusy,
+    NodeUnreachable,
+    RequestTimeout,
+)
+from llmesh.gateway.inference import Router
+from llmesh.gateway.models import Catalogue
+from llmesh.gateway.openai.answers import (
+    ChatCompletion,
+    EmbeddingsAnswer,
+    ErrorAnswer,
+    ModelAnswer,
+    ModelsAnswer,
+    TextCompletion,
+)
+from llmesh.gateway.openai.embeddings import post_embeddings
+from llmesh.gateway.openai.models import get_model, get_models
+from llmesh.gateway.openai.requests import ChatBody, CompletionBody, EmbeddingsBody
+from llmesh.gateway.openai.text import post_chat, post_completion
+from llmesh.gateway.openapi import Route
+
+__all__ = ["PREFIX", "openai_routes"]
+
+PREFIX = "/v1/"
+"""Errors below it have OpenAI's shape."""
+_ERRORS = (
+    ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
+)  # fmt: skip
+_NAME = {"model": {"type": "string", "minLength": 1, "maxLength": 128}}
+
+
+def openai_routes(router: Router, catalogue: Catalogue) -> tuple[Route, ...]:
+    """All of them."""
+    return (
+        Route("POST", "/v1/chat/completions", partial(post_chat, router), "Answer a conversation.",
+              answers=(ChatCompletion,), body=ChatBody, errors=_ERRORS, streams=True, failure=ErrorAnswer),
+        Route("POST", "/v1/completions", partial(post_completion, router), "Go on with a text.",
+              answers=(TextCompletion,), body=CompletionBody, errors=_ERRORS, streams=True,
+              failure=ErrorAnswer),
+        Route("POST", "/v1/embeddings", partial(post_embeddings, router), "Turn texts into vectors.",
+              answers=(EmbeddingsAnswer,), body=EmbeddingsBody, errors=_ERRORS, failure=ErrorAnswer),
+        Route("GET", "/v1/models", partial(get_models, catalogue), "The models that somebody serves.",
+              answers=(ModelsAnswer,), failure=ErrorAnswer),
+        Route("GET", "/v1/models/{model}", partial(get_model, catalogue), "One of these models.",
+              answers=(ModelAnswer,), variables=_NAME, errors=(ModelNotFound,), failure=ErrorAnswer),
+    )  # fmt: skip

@@ -1,0 +1,200 @@
+"""POST /v1/chat/completions and /v1/completions: text, whole or as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from msgspec import UNSET, Struct
+from quart import Response
+
+from llmesh.core.exchange import Accepted
+from llmesh.core.inference import Chunk, InferenceRequest, Result
+from llmesh.errors import MeshError
+from llmesh.gateway.inference import Router, Streamed
+from llmesh.gateway.live import Live, server_sent
+from llmesh.gateway.openai.answers import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChunkChoice,
+    Delta,
+    MeshAnswer,
+    TextChoice,
+    TextCompletion,
+    UsageAnswer,
+    error_of,
+    tell_error,
+)
+from llmesh.gateway.openai.requests import decode_chat, decode_completion
+from llmesh.gateway.problems import answer_to, problem_of
+from llmesh.gateway.request import Request
+from llmesh.gateway.schema import decode, encode
+
+__all__ = ["post_chat", "post_completion"]
+
+_DONE = server_sent(b"[DONE]")
+
+
+class _Shape(Protocol):
+    """How an answer is written."""
+
+    def whole(self, result: Result) -> Struct:
+        """All at once."""
+
+    def opening(self) -> Iterator[Struct]:
+        """What a stream begins with."""
+
+    def piece(self, text: str) -> Struct:
+        """More of it."""
+
+    def closing(self, result: Result) -> Struct:
+        """Why it ends here."""
+
+    def usage(self, result: Result) -> Struct:
+        """What it amounted to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """An assistant's turn."""
+
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, result: Result) -> Struct:
+        choice = ChatChoice(AssistantMessage(_text(result)), _reason(result))
+        return ChatCompletion(
+            self.id, self.created, result.model, [choice], _usage(result), MeshAnswer.of(result)
+        )
+
+    def opening(self) -> Iterator[Struct]:
+        yield self._chunk(ChunkChoice(Delta(content="", role="assistant")))
+
+    def piece(self, text: str) -> Struct:
+        return self._chunk(ChunkChoice(Delta(content=text)))
+
+    def closing(self, result: Result) -> Struct:
+        return self._chunk(ChunkChoice(Delta(), _reason(result)), result)
+
+    def usage(self, result: Result) -> Struct:
+        return ChatChunk(self.id, self.created, self.model, [], _usage(result))
+
+    def _chunk(self, choice: ChunkChoice, result: Result | None = None) -> ChatChunk:
+        served = MeshAnswer.of(result) if result else UNSET
+        return ChatChunk(self.id, self.created, self.model, [choice], llmesh=served)
+
+
+@dataclass(frozen=True, slots=True)
+class _Continuation:
+    """A text that goes on."""
+
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, result: Result) -> Struct:
+        choices = [TextChoice(_text(result), _reason(result))]
+        return TextCompletion(
+            self.id, self.created, result.model, choices, _usage(result), MeshAnswer.of(result)
+        )
+
+    def opening(self) -> Iterator[Struct]:
+        return iter(())
+
+    def piece(self, text: str) -> Struct:
+        return TextCompletion(self.id, self.created, self.model, [TextChoice(text)])
+
+    def closing(self, result: Result) -> Struct:
+        choices = [TextChoice("", _reason(result))]
+        return TextCompletion(self.id, self.created, self.model, choices, llmesh=MeshAnswer.of(result))
+
+    def usage(self, result: Result) -> Struct:
+        return TextCompletion(self.id, self.created, self.model, [], _usage(result))
+
+
+async def post_chat(router: Router, request: Request) -> Response:
+    """Answer a conversation.  A client that hangs up stops the work."""
+    body = decode(await request.json_bytes(), decode_chat)
+    shape = _Chat(f"chatcmpl-{request.id}", body.model)
+    if body.stream:
+        return _live(router, body.to_request(request.id), shape, body.tells_usage)
+    return _json(shape.whole(await router.infer(body.to_request(request.id))))
+
+
+async def post_completion(router: Router, request: Request) -> Response:
+    """Go on with a text.  A client that hangs up stops the work."""
+    body = decode(await request.json_bytes(), decode_completion)
+    shape = _Continuation(f"cmpl-{request.id}", body.model)
+    if body.stream:
+        return _live(router, body.to_request(request.id), shape, body.tells_usage)
+    return _json(shape.whole(await router.infer(body.to_request(request.id))))
+
+
+def _live(router: Router, asked: InferenceRequest, shape: _Shape, usage: bool) -> Live:
+    @asynccontextmanager
+    async def opened() -> AsyncGenerator[AsyncIterator[bytes]]:
+        async with (
+            router.stream(asked) as events,
+            aclosing(_told(asked, _pieces(events, shape, usage))) as pieces,
+        ):
+            yield pieces
+
+    return Live(opened, partial(answer_to, request_id=asked.id, tell=tell_error))
+
+
+async def _told(asked: InferenceRequest, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The pieces; a failure after the first is an event of the stream."""
+    begun = False
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                begun = True
+                yield piece
+    except MeshError as error:
+        if not begun:
+            raise
+        yield server_sent(encode(error_of(problem_of(error, asked.id))))
+
+
+async def _pieces(events: AsyncIterator[Streamed], shape: _Shape, usage: bool) -> AsyncGenerator[bytes]:
+    begun = False
+    async for event in events:
+        if isinstance(event, Accepted) or (isinstance(event, Chunk) and not event.text):
+            continue
+        if not begun:
+            begun = True
+            for struct in shape.opening():
+                yield server_sent(encode(struct))
+        if isinstance(event, Chunk):
+            yield server_sent(encode(shape.piece(event.text)))
+        else:
+            yield server_sent(encode(shape.closing(event)))
+            if usage:
+                yield server_sent(encode(shape.usage(event)))
+            yield _DONE
+
+
+def _text(result: Result) -> str:
+    text = result.output.get("text", "")
+    return text if isinstance(text, str) else ""
+
+
+def _reason(result: Result) -> str:
+    reason = result.output.get("finish_reason")
+    return reason if isinstance(reason, str) else "stop"
+
+
+def _usage(result: Result) -> UsageAnswer:
+    read, written = result.usage.input_tokens, result.usage.output_tokens
+    return UsageAnswer(read, read + written, written)
+
+
+def _json(struct: Struct) -> Response:
+    return Response(encode(struct), content_type="application/json")
