@@ -25,8 +25,8 @@ from llmesh.errors import ValidationFailed
 __all__ = [
     "MAX_CLAIMS", "Bond", "Claim", "ClaimItem", "Deposit", "FinalizeWithdraw", "InitiateWithdraw", "Mint",
     "Operation", "Redeem", "Refund", "Settle", "SignedOperation", "Slash", "StartUnbond", "Transfer",
-    "Withdraw", "check_operation", "operation_from_json", "operation_to_json", "sign_operation",
-    "unsigned_from_json", "unsigned_to_json",
+    "Withdraw", "check_operation", "config_from_json", "config_to_json", "operation_from_json",
+    "operation_to_json", "sign_operation", "unsigned_from_json", "unsigned_to_json",
 ]  # fmt: skip
 
 MAX_CLAIMS = 100
@@ -169,12 +169,14 @@ class _Form(NamedTuple):
     read: Callable[[Json], Any]
 
 
-def _write_config(config: ChannelConfig) -> Json:
+def config_to_json(config: ChannelConfig) -> Json:
+    """A channel's seven parts in their order."""
     values = [getattr(config, name) for name in config.__slots__]
     return [value if isinstance(value, int) else value.hex() for value in values]
 
 
-def _read_config(value: Json) -> ChannelConfig:
+def config_from_json(value: Json) -> ChannelConfig:
+    """The inverse; checks the form only.  Raises ValidationFailed."""
     items = fields.listed(value, 7)
     if len(items) != 7:
         raise ValidationFailed("A channel's configuration has seven parts.")
@@ -204,7 +206,7 @@ _FORMS: dict[str, _Form] = {
     "receiver": _Form("address", lambda v, _: typed.word(v), bytes.hex, _read_address),
     "amount": _Form("uint128", lambda v, _: typed.word(v.micro), lambda v: str(v.micro), fields.amount),
     "channel": _Form("bytes32", lambda v, _: v, bytes.hex, lambda v: ChannelId(fields.hexed(v, 32))),
-    "config": _Form("bytes32", channel_id, _write_config, _read_config),
+    "config": _Form("bytes32", channel_id, config_to_json, config_from_json),
     "credit": _Form(
         "bytes32",
         lambda v, _: crypto.keccak256(v.packed),

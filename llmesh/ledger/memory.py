@@ -1,70 +1,54 @@
-"""A ledger in this process's memory, its issuer included; gone when the process ends."""
+"""A ledger in this process's memory, gone when the process ends: for tests, and to try things out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from llmesh.core.address import Address
-from llmesh.core.amount import Amount
-from llmesh.core.books import Account, Books, LedgerChannel
+from llmesh.core.books import Books, Changes
 from llmesh.core.genesis import SignedGenesis
-from llmesh.core.ledgerlog import append, first_head, ledger_time
-from llmesh.core.operations import SignedOperation
-from llmesh.core.typed import Chain, Sign
-from llmesh.core.voucher import ChannelId
-from llmesh.ledger.height import Height
+from llmesh.core.ledgerlog import SignedEntry, first_head, ledger_time
+from llmesh.core.typed import Sign
+from llmesh.ledger.log import Issuer, LogLedger
 
-__all__ = ["MemoryLedger"]
+__all__ = ["MemoryLedger", "MemoryStore", "copy_in_memory"]
 
 
-class MemoryLedger:
-    """Books and log in memory; `sign` is the issuer's, `clock` counts seconds and never runs back."""
+class MemoryStore:
+    """Entries in memory."""
+
+    def __init__(self) -> None:
+        self._entries: list[SignedEntry] = []
+        self._places: dict[tuple[Address, int], SignedEntry] = {}
+
+    async def write(self, signed: SignedEntry, changes: Changes) -> None:
+        """Keep an entry."""
+        operation = signed.entry.operation
+        self._entries.append(signed)
+        self._places[operation.actor, operation.nonce] = signed
+
+    async def find(self, actor: Address, nonce: int) -> SignedEntry | None:
+        """The entry of an actor's so-many-th operation."""
+        return self._places.get((actor, nonce))
+
+    async def entries(self, after: int, limit: int) -> Sequence[SignedEntry]:
+        """Entries above a number, in their order."""
+        return self._entries[after : after + limit]
+
+
+class MemoryLedger(LogLedger):
+    """A ledger with its issuer; `sign` is the issuer's, `clock` counts seconds and never runs back."""
 
     def __init__(self, genesis: SignedGenesis, sign: Sign, clock: Callable[[], float]) -> None:
-        self.genesis = genesis
-        self._sign = sign
-        self._clock = clock
-        self._since = clock()
-        self._books = Books(genesis)
-        self._head = first_head(genesis)
-        self._height = Height()
-        self._entered: dict[tuple[Address, int], SignedOperation] = {}
+        now = partial(_time, genesis.genesis.created_at, clock, clock())
+        super().__init__(Books(genesis), first_head(genesis), MemoryStore(), Issuer(sign, now))
 
-    @property
-    def chain(self) -> Chain:
-        """What signatures count on."""
-        return self.genesis.chain
 
-    @property
-    def min_stake(self) -> Amount:
-        """What a provider bonds at least."""
-        return self.genesis.genesis.min_stake
+def copy_in_memory(genesis: SignedGenesis) -> LogLedger:
+    """A member's copy, without entries at first."""
+    return LogLedger(Books(genesis), first_head(genesis), MemoryStore())
 
-    @property
-    def height(self) -> int:
-        """How many entries there are."""
-        return self._height.value
 
-    async def account(self, owner: Address) -> Account:
-        """What an address has."""
-        return self._books.account(owner)
-
-    async def channel(self, id: ChannelId) -> LedgerChannel | None:
-        """A channel's deposit."""
-        return self._books.channel(id)
-
-    async def submit(self, signed: SignedOperation) -> None:
-        """Enter an operation, unless it is entered already.  Raises one of `REFUSALS`."""
-        place = signed.actor, signed.nonce
-        if self._entered.get(place) == signed:
-            return
-        at = ledger_time(self.genesis.genesis.created_at, self._clock() - self._since)
-        entry, changes = append(self._books, self._head, signed, at, self._sign)
-        self._books.take(changes)
-        self._head = entry.head
-        self._entered[place] = signed
-        self._height.raise_to(entry.entry.sequence)
-
-    async def after(self, height: int) -> int:
-        """Wait until there are more entries than `height`; how many there are."""
-        return await self._height.after(height)
+def _time(started_at: int, clock: Callable[[], float], since: float) -> int:
+    return ledger_time(started_at, clock() - since)

@@ -137,13 +137,13 @@ async def _withdrawing(announcer: Announcer) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIterator[Rooms]:
     signer = account_signer(home)
-    ledger = open_ledger(signer, config.min_stake)
     store = await _open_store(config, home)
     throttle = Throttle(config.transfer_rate)
     async with (
         open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
         _open_journal(home, host.peer_id) as journal,
+        open_ledger(home, signer, config.min_stake) as ledger,
     ):
         teller = Teller(ledger, journal, signer, time.time)
         await bond(teller, config.stake, (await ledger.account(signer.address)).stake)

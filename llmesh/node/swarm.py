@@ -6,8 +6,9 @@ A node that was not invited anywhere is a swarm of its own: it issues its own mo
 from __future__ import annotations
 
 import time
-
-import trio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from llmesh import crypto
 from llmesh.core import operations
@@ -15,18 +16,24 @@ from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.genesis import Genesis, SignedGenesis, sign_genesis
 from llmesh.core.signer import Signer
-from llmesh.errors import InsufficientBalance
-from llmesh.ledger.memory import MemoryLedger
+from llmesh.errors import InsufficientBalance, MeshError
+from llmesh.ledger.local import kept_genesis, open_local_ledger
+from llmesh.ledger.log import LogLedger
 from llmesh.mesh.teller import Teller
 from llmesh.node.faults import StartRefused
 from llmesh.node.home import Home
 
-__all__ = ["account_signer", "bond", "open_ledger"]
+__all__ = ["account_signer", "bond", "ledger_path", "open_ledger"]
 
 ALLOCATION = Amount.parse(1_000_000)
 """What a lone node has at first."""
 UNBONDING = 7 * 86_400
 """Seconds until a stake is free again."""
+
+
+def ledger_path(folder: Path) -> Path:
+    """The ledger's file in a data directory."""
+    return folder / "ledger.db"
 
 
 def account_signer(home: Home) -> Signer:
@@ -39,9 +46,20 @@ def account_signer(home: Home) -> Signer:
         ) from None
 
 
-def open_ledger(signer: Signer, min_stake: Amount) -> MemoryLedger:
-    """The ledger of a swarm of one."""
-    return MemoryLedger(_lone_genesis(signer, min_stake), signer.sign, trio.current_time)
+@asynccontextmanager
+async def open_ledger(home: Home, signer: Signer, min_stake: Amount) -> AsyncGenerator[LogLedger]:
+    """The ledger of this node's swarm; at first one of its own, where providers bond `min_stake`.
+
+    Raises StartRefused for a file that cannot be used.
+    """
+    path = ledger_path(home.folder)
+    try:
+        genesis = kept_genesis(path) or _lone_genesis(signer, min_stake)
+    except MeshError as error:
+        raise StartRefused(f"{error.message} {error.next_step}") from error
+    sign = signer.sign if genesis.genesis.issuer == signer.address else None
+    async with open_local_ledger(path, genesis, sign) as ledger:
+        yield ledger
 
 
 async def bond(teller: Teller, stake: Amount, bonded: Amount) -> None:

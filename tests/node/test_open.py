@@ -15,6 +15,7 @@ from llmesh.core.announcement import MAX_DESCRIPTION
 from llmesh.core.reference import ModelRef
 from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, ValidationFailed
+from llmesh.ledger.local import verify_ledger
 from llmesh.node.config import NodeConfig
 from llmesh.node.faults import StartRefused
 from llmesh.node.files import write_durably
@@ -72,7 +73,20 @@ async def test_a_lone_node_has_money_and_bonds_its_stake(config: NodeConfig) -> 
     async with open_node(replace(config, stake=Amount.parse(1000))) as node:
         status = await node.status()
         assert (status.stake, status.earnings) == (Amount.parse(1000), Amount(0))
-        assert (config.data_dir / "journal.db").exists()
+    async with open_node(replace(config, stake=Amount.parse(1100))) as node:
+        assert (await node.status()).stake == Amount.parse(1100)
+    async with open_node(config) as node:
+        assert (await node.status()).stake == Amount.parse(1100)
+    found = verify_ledger(config.data_dir / "ledger.db")
+    assert (found.head.sequence, found.genesis.genesis.minted) == (2, Amount.parse(1_000_000))
+
+
+async def test_a_damaged_ledger_is_refused(config: NodeConfig) -> None:
+    config.data_dir.mkdir(mode=0o700)
+    (config.data_dir / "ledger.db").write_bytes(b"no database" * 500)
+    with pytest.raises(StartRefused, match=r"ledger\.db cannot be used"):
+        async with open_node(config):
+            pass
 
 
 async def test_a_stake_above_the_balance_is_refused(config: NodeConfig) -> None:
