@@ -126,7 +126,7 @@ def spawned(folder: Path, *arguments: str) -> Iterator[Spawned]:
     began = time.perf_counter()
     command = [
         sys.executable, "-m", "llmesh.node", "--no-mdns", "--port", "0", "--data-dir", str(folder),
-        "--listen", "/ip4/127.0.0.1/tcp/0", *arguments,
+        "--listen", "/ip4/127.0.0.1/tcp/0", "--limits", "off", *arguments,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

@@ -13,8 +13,8 @@ from blake3 import blake3
 from Crypto.Hash import keccak
 
 __all__ = [
-    "address_of", "blake3_of", "keccak256", "peer_id_of", "public_key_of", "recover", "sha256_hex",
-    "sign", "signer", "verify",
+    "address_of", "blake3_of", "derived_secret", "identity_of", "keccak256", "peer_id_of",
+    "public_key_of", "recover", "sha256_hex", "sign", "signer", "verify",
 ]  # fmt: skip
 
 # A libp2p peer id of an Ed25519 key is its protobuf form under the identity multihash
@@ -55,6 +55,19 @@ def peer_id_of(public_key: bytes) -> str:
         number, rest = divmod(number, 58)
         digits = _BASE58[rest] + digits
     return "1" + digits  # one leading zero byte
+
+
+def identity_of(seed: bytes) -> str:
+    """The peer id of the key of a 32-byte seed."""
+    return peer_id_of(bytes(nacl.signing.SigningKey(seed).verify_key))
+
+
+def derived_secret(seed: bytes, purpose: bytes) -> bytes:
+    """32 bytes that only the holder of the seed can make, others for each purpose of at most 16 bytes.
+
+    Keyed BLAKE2b (RFC 7693).
+    """
+    return hashlib.blake2b(key=seed, digest_size=32, person=purpose).digest()
 
 
 def public_key_of(peer_id: str) -> bytes:

@@ -45,6 +45,7 @@ DOORS = {
     "hypercorn": ("llmesh/gateway/",),
     "msgspec": ("llmesh/gateway/",),
     "click": ("llmesh/node/",),
+    "limits": ("llmesh/gateway/limits.py",),
 }
 CORE_MAY = set(sys.stdlib_module_names) | {"llmesh"}
 CORE_MAY_NOT = {"asyncio", "random", "secrets", "socket", "threading", "time"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import cast
+from typing import TypeAlias, cast
 
 from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
@@ -21,8 +21,9 @@ from llmesh.errors import (
     RequestTimeout,
 )
 from llmesh.gateway.body import HELD, linger
+from llmesh.gateway.callers import Scope
 from llmesh.gateway.docs import docs_routes
-from llmesh.gateway.guard import Guard
+from llmesh.gateway.gate import Gate
 from llmesh.gateway.inference import Router, post_inference
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
 from llmesh.gateway.live import Connection
@@ -40,7 +41,10 @@ from llmesh.gateway.schema import (
 )
 from llmesh.gateway.status import NodeView, get_health, get_readiness, get_status
 
-__all__ = ["GatewaySettings", "create_app", "routes"]
+__all__ = ["App", "GatewaySettings", "application", "create_app", "routes"]
+
+App: TypeAlias = QuartTrio
+"""What `gateway.server` serves."""
 
 _ROUTER_ERRORS = (
     ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
@@ -51,7 +55,7 @@ _ROUTER_ERRORS = (
 class GatewaySettings:
     """Whom to serve and how much to take: `max_body` in bytes, `body_timeout` in seconds."""
 
-    guard: Guard = field(default_factory=Guard)
+    gate: Gate = field(default_factory=Gate)
     max_body: int = 16 * 1024 * 1024
     body_timeout: float = 20.0
 
@@ -64,23 +68,29 @@ def create_app(
     more: Sequence[Route] = (),
 ) -> QuartTrio:
     """The ASGI application of one node, with `more` routes; serve it with `gateway.server`."""
-    settings = settings or GatewaySettings()
+    return application(routes(router, catalogue, node, more), settings or GatewaySettings())
+
+
+def application(table: Iterable[Route], settings: GatewaySettings) -> QuartTrio:
+    """An ASGI application of those routes."""
     app = QuartTrio("llmesh.gateway", static_folder=None)
     app.request_class = Request
     app.asgi_http_class = Connection
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.config["BODY_TIMEOUT"] = settings.body_timeout
     app.url_map.merge_slashes = False
-    table = routes(router, catalogue, node, more)
+    scopes = {}
     for route in table:
+        name = f"{route.method} {route.path}"
+        scopes[name] = route.scope
         app.add_url_rule(
             route.rule,
-            f"{route.method} {route.path}",
+            name,
             _endpoint(route.view),
             methods=[route.method],
             provide_automatic_options=False,
         )
-    app.before_request(partial(_check, settings.guard))
+    app.before_request(partial(_admit, settings.gate, scopes))
     app.register_error_handler(Exception, _fail)
     app.after_request(_stamp)
     return app
@@ -92,19 +102,20 @@ def routes(
     """Everything the gateway serves, told once for the app, the OpenAPI document and the page."""
     api = (
         Route(
-            "POST", "/api/v1/inference", partial(post_inference, router),
+            "POST", "/api/v1/inference", Scope.INFERENCE, partial(post_inference, router),
             "Run one inference on whoever offers the model.",
             answers=(ResultBody, PlanBody), body=InferenceBody, errors=_ROUTER_ERRORS,
         ),
         Route(
-            "GET", "/api/v1/models", partial(get_models, catalogue),
+            "GET", "/api/v1/models", Scope.READ, partial(get_models, catalogue),
             "Search the models on offer.", answers=(ModelsBody,), query=ModelsQuery,
         ),
-        Route("GET", "/api/v1/status", partial(get_status, node), "Who this node is and how it stands.",
-              answers=(StatusBody,)),
-        Route("GET", "/healthz", get_health, "Whether the node's process is alive.", answers=(HealthBody,)),
-        Route("GET", "/readyz", partial(get_readiness, node), "Whether the node can serve requests.",
-              answers=(HealthBody,), errors=(NodeBusy,)),
+        Route("GET", "/api/v1/status", Scope.READ, partial(get_status, node),
+              "Who this node is and how it stands.", answers=(StatusBody,)),
+        Route("GET", "/healthz", Scope.OPEN, get_health, "Whether the node's process is alive.",
+              answers=(HealthBody,)),
+        Route("GET", "/readyz", Scope.OPEN, partial(get_readiness, node),
+              "Whether the node can serve requests.", answers=(HealthBody,), errors=(NodeBusy,)),
         *openai_routes(router, catalogue),
         *more,
     )  # fmt: skip
@@ -122,8 +133,9 @@ def _current() -> Request:
     return cast("Request", request._get_current_object())  # type: ignore[attr-defined]
 
 
-async def _check(guard: Guard) -> None:
-    guard.check(_current())
+async def _admit(gate: Gate, scopes: Mapping[str, Scope]) -> None:
+    asked = _current()
+    asked.caller = gate.admit(asked, scopes.get(asked.endpoint or ""))
 
 
 async def _fail(error: Exception) -> Response:

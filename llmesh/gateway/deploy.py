@@ -24,6 +24,7 @@ from llmesh.errors import (
     Unauthorized,
     ValidationFailed,
 )
+from llmesh.gateway.callers import Counted, Scope
 from llmesh.gateway.deploy_schema import (
     METADATA_LIMIT,
     UPLOADS,
@@ -71,15 +72,16 @@ def deploy_routes(shelf: Shelf) -> tuple[Route, ...]:
     path = "/api/v1/models/{id}"
     return (
         Route(
-            "POST", "/api/v1/models", partial(post_model, shelf),
+            "POST", "/api/v1/models", Scope.DEPLOY, partial(post_model, shelf),
             "Serve a model: upload it, or name a path on the node's own disk.",
             answers=(DeployedBody,), status=201, body=DeployBody, uploads=UPLOADS, query=UploadQuery,
             errors=(InsufficientStake, Conflict, ModelFailed),
         ),
-        Route("GET", path, partial(get_model, shelf), "Who offers a model, and on what terms.",
+        Route("GET", path, Scope.READ, partial(get_model, shelf), "Who offers a model, and on what terms.",
               answers=(ModelDetailBody,), variables=id, errors=(ModelNotFound,)),
-        Route("DELETE", path, partial(delete_model, shelf), "Serve one of this node's models no longer.",
-              answers=(RemovedBody,), variables=id, errors=(ModelNotFound,)),
+        Route("DELETE", path, Scope.DEPLOY, partial(delete_model, shelf),
+              "Serve one of this node's models no longer.", answers=(RemovedBody,), variables=id,
+              errors=(ModelNotFound,)),
     )  # fmt: skip
 
 
@@ -119,11 +121,13 @@ async def _deploy_path(shelf: Shelf, request: Request) -> Response:
     body = decode(await request.json_bytes(), decode_deploy)
     if not request.is_local:
         raise Unauthorized("Only programs on the node's own machine may name a path; upload the model.")
+    request.caller.count(Counted.DEPLOY)
     return await _deploy(shelf, _path(body.path), body)
 
 
 async def _deploy_stream(shelf: Shelf, request: Request, said: UploadQuery) -> Response:
     _check(said)
+    request.caller.count(Counted.DEPLOY)  # before anything of the body is taken in
     async with shelf.incoming() as incoming, aclosing(request.pieces()) as pieces:
         async for piece in pieces:
             await incoming.write(piece)
@@ -133,6 +137,7 @@ async def _deploy_stream(shelf: Shelf, request: Request, said: UploadQuery) -> R
 async def _deploy_form(shelf: Shelf, request: Request) -> Response:
     boundary = request.mimetype_params.get("boundary", "")
     form = _Form()
+    request.caller.count(Counted.DEPLOY)
     async with (
         shelf.incoming() as incoming,
         aclosing(request.pieces()) as body,

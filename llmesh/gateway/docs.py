@@ -16,6 +16,7 @@ from typing import Any
 from quart import Response
 
 from llmesh.errors import ERRORS
+from llmesh.gateway.callers import Scope
 from llmesh.gateway.openapi import Route, document
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import encode
@@ -44,8 +45,14 @@ def docs_routes(api: Sequence[Route]) -> tuple[Route, Route]:
     told = document(api)
     openapi, page = encode(told), _page(told).encode()
     return (
-        Route("GET", "/openapi.json", partial(_get_document, openapi), "This interface, for programs."),
-        Route("GET", "/docs", partial(_get_page, page), "This interface, for people."),
+        Route(
+            "GET",
+            "/openapi.json",
+            Scope.OPEN,
+            partial(_get_document, openapi),
+            "This interface, for programs.",
+        ),
+        Route("GET", "/docs", Scope.OPEN, partial(_get_page, page), "This interface, for people."),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Self
 
-from quart import Request
+from quart.wrappers.base import BaseRequestWebsocket
 
 from llmesh.errors import Unauthorized
 
@@ -39,7 +39,7 @@ class Guard:
         wildcard = _is_address(host) and ip_address(host).is_unspecified
         return cls(_LOOPBACK | {name.lower() for name in (host, *names)}, any_address=wildcard)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: BaseRequestWebsocket) -> None:
         """Raises Unauthorized for a foreign Host, a foreign Origin, or a foreign page's request."""
         host = request.headers.get("Host", "").lower()
         name = _without_port(host)
@@ -52,7 +52,7 @@ class Guard:
             raise Unauthorized("Pages of another site may not use this node.")
 
 
-def _from_a_foreign_page(request: Request) -> bool:
+def _from_a_foreign_page(request: BaseRequestWebsocket) -> bool:
     """Fetch metadata: a page's own request, not a link that its reader followed."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     return site not in _OWN_SITES and request.headers.get("Sec-Fetch-Mode") != "navigate"

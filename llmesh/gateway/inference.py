@@ -12,6 +12,7 @@ from llmesh.core.exchange import Accepted
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Plan, Wishes
 from llmesh.errors import ModelFailed
+from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference_schema import PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode
@@ -45,6 +46,7 @@ async def post_inference(router: Router, request: Request) -> Response:
     if body.dry_run:
         answer = encode(PlanBody.of(request.id, await router.plan(asked, wishes)))
     else:
+        request.caller.count(Counted.INFERENCE)
         answer = render_result(await router.infer(asked, wishes))
     return Response(answer, content_type="application/json")
 

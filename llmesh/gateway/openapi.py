@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from quart import Response
 
-from llmesh.errors import MeshError, TooLarge, Unauthorized, ValidationFailed
+from llmesh.errors import MeshError, RateLimited, TooLarge, Unauthorized, ValidationFailed
+from llmesh.gateway.callers import Scope
 from llmesh.gateway.live import EVENT_STREAM
 from llmesh.gateway.problems import PROBLEM_JSON
 from llmesh.gateway.request import Request
@@ -21,23 +22,25 @@ __all__ = ["Route", "document"]
 
 _Schema: TypeAlias = dict[str, Any]
 _API_VERSION = "1.0.0"
+_KEY = "key"
 _REF = "#/components/schemas/{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path: what it does, what it takes, what it answers, how it may fail.
+    """One method of one path: whom it is for, what it does, takes and answers, how it may fail.
 
     `path` has its variables in braces, each with a schema in `variables`.  It answers one of the
-    shapes of `answers` under `status`.  Every route may also answer 401 (foreign host or page); one
-    with a query or variables 422; one with a body (in JSON, or `uploads`: schemas by media type) 400,
-    408, 413, 415 and 422.  One that `streams` may answer in server-sent events instead; `failure` is the
-    shape of its errors, and what is not a Problem knows no 422.  A route without an answer in JSON stays
-    out of the document.
+    shapes of `answers` under `status`.  Every route may also answer 401 (foreign host or page, no key
+    of that scope), and 429 unless it is open to all; one with a query or variables 422; one with a body
+    (in JSON, or `uploads`: schemas by media type) 400, 408, 413, 415 and 422.  One that `streams` may
+    answer in server-sent events instead; `failure` is the shape of its errors, and what is not a Problem
+    knows no 422.  A route without an answer in JSON stays out of the document.
     """
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
+    scope: Scope
     view: Callable[[Request], Awaitable[Response]]
     summary: str
     answers: tuple[type[msgspec.Struct], ...] = ()
@@ -58,7 +61,11 @@ class Route:
     def failures(self) -> dict[int, list[str]]:
         """Names of errors by HTTP status."""
         found: dict[int, list[str]] = {}
-        errors: tuple[type[MeshError], ...] = (Unauthorized, *self.errors, *self._input_errors())
+        errors: tuple[type[MeshError], ...] = (
+            *((Unauthorized,) if self.scope is Scope.OPEN else (Unauthorized, RateLimited)),
+            *self.errors,
+            *self._input_errors(),
+        )
         for error in errors:
             status = 400 if self.failure is not Problem and error.http_status == 422 else error.http_status
             if error.name not in found.setdefault(status, []):
@@ -91,7 +98,10 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {"title": "LLMESH node", "version": _API_VERSION, "license": {"name": "Apache-2.0"}},
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": {name: s for name, s in schemas.items() if name not in queries}},
+        "components": {
+            "schemas": {name: s for name, s in schemas.items() if name not in queries},
+            "securitySchemes": {_KEY: {"type": "http", "scheme": "bearer", "bearerFormat": "llmesh_..."}},
+        },
     }
 
 
@@ -110,6 +120,8 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
             **failures,
         },
     }
+    if route.scope is not Scope.OPEN:
+        operation["security"] = [{}, {_KEY: [str(route.scope)]}]  # on loopback it may need none
     if parameters := list(_parameters(route, schemas)):
         operation["parameters"] = parameters
     if route.body:

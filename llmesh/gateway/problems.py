@@ -16,7 +16,8 @@ from quart import Response
 from werkzeug.exceptions import HTTPException
 
 from llmesh.core.ids import RequestId
-from llmesh.errors import MeshError, RequestTimeout, TooLarge, ValidationFailed
+from llmesh.errors import MeshError, RequestTimeout, TooLarge, Unauthorized, ValidationFailed
+from llmesh.gateway.limits import OverLimit
 from llmesh.gateway.schema import Problem, encode, problem
 
 __all__ = ["PROBLEM_JSON", "Tell", "answer_to", "problem_of", "tell_problem"]
@@ -40,6 +41,10 @@ def answer_to(error: Exception, request_id: RequestId, tell: Tell = tell_problem
     response = tell(told)
     if isinstance(told.retry_after, float | int):
         response.headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
+    if isinstance(error, OverLimit):
+        response.headers.update(error.headers)
+    if told.status == Unauthorized.http_status:
+        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 wants one with each 401
     if isinstance(error, HTTPException):
         response.headers.extend((name, value) for name, value in error.get_headers() if name == "Allow")
     return response

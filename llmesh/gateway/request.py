@@ -13,6 +13,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, Unsupport
 
 from llmesh.core.ids import RequestId
 from llmesh.gateway.body import Body
+from llmesh.gateway.callers import OWNER, Caller
 
 __all__ = ["Request", "new_request_id"]
 
@@ -27,7 +28,9 @@ def new_request_id() -> RequestId:
 
 
 class Request(TrioRequest):
-    """One HTTP request."""
+    """One HTTP request; its `caller` is known once it has passed the gate."""
+
+    caller: Caller
 
     body_class = Body  # type: ignore[assignment]  # has what Quart asks of it
     body: Body  # type: ignore[assignment]
@@ -83,6 +86,8 @@ class Request(TrioRequest):
     @property
     def is_local(self) -> bool:
         """Whether a program of this machine sent it, and no proxy for somebody else."""
+        if self.caller is OWNER:
+            return True  # by the owner's socket
         host = (self.scope.get("client") or ("", 0))[0]
         forwarded = any(name in self.headers for name in _FORWARDED)
         return not forwarded and _is_loopback(host)

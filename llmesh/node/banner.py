@@ -14,13 +14,11 @@ from llmesh.gateway.status import NodeStatus
 __all__ = ["banner", "reachability_line"]
 
 _LOOPBACK = ("http://127.", "http://[::1]", "http://localhost")
-_OPEN = (
-    "WARNING: the gateway listens beyond this machine and has no access keys yet: whoever reaches it can"
-    " use this node."
-)
+_KEYED = "The gateway listens beyond this machine, so it asks every caller for a key"
+_MAKE = "python -m llmesh.node keys create --name NAME"
 
 
-def banner(status: NodeStatus, url: str, offers: Sequence[Offer]) -> str:
+def banner(status: NodeStatus, url: str, offers: Sequence[Offer], has_keys: bool) -> str:
     """Who the node is, where, what it serves, and how to try it."""
     rows = {
         "node id": [str(status.node_id)],
@@ -33,7 +31,9 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer]) -> str:
     }
     lines = [f"LLMESH node {__version__}", ""]
     if not url.startswith(_LOOPBACK):
-        lines += [_OPEN, ""]
+        lines += (
+            [f"{_KEYED}.", ""] if has_keys else [f"{_KEYED}; there is none yet. Make one:", f"  {_MAKE}", ""]
+        )
     for name, values in rows.items():
         lines += [f"  {name if n == 0 else '':<10} {value}" for n, value in enumerate(values)]
     lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status), "Stop it with Ctrl-C."]

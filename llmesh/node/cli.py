@@ -1,4 +1,4 @@
-"""`python -m llmesh.node`: flags by click, one per field of NodeConfig."""
+"""`python -m llmesh.node`: flags by click, one per field of NodeConfig; with a verb no node is started."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from llmesh.errors import MeshError
 from llmesh.node.config import OPTIONS, NodeConfig, Option
 from llmesh.node.faults import StartRefused
 from llmesh.node.sources import configure, variable
+from llmesh.node.verbs import VERBS
 
 __all__ = ["command", "main"]
 
@@ -20,11 +21,18 @@ _DEFAULTS = {f.name: f.default for f in fields(NodeConfig)}
 
 
 def command(arguments: list[str] | None = None) -> None:
-    """Run the command line, by default with the process's own arguments; exits 2 with one line on a fault."""
+    """Run the command line, by default with the process's own arguments.
+
+    A fault is one line and exit code 2; what a node refuses to do for a verb is one line and 1.
+    """
     try:
         main.main(arguments, "python -m llmesh.node", standalone_mode=False)
     except click.ClickException as fault:
         _refuse(f"{fault.format_message()} (--help shows all options)")
+    except StartRefused as fault:
+        _refuse(str(fault))
+    except MeshError as fault:
+        _refuse(f"[{fault.code} {fault.name}] {fault.message} {fault.next_step}", 1)
 
 
 def _flag(name: str, option: Option) -> click.Option:
@@ -46,17 +54,18 @@ def _spelled(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _start(config: str | None, **flags: object) -> None:
+@click.pass_context
+def _start(context: click.Context, /, config: str | None, **flags: object) -> None:
+    if context.invoked_subcommand is not None:
+        return
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     try:
         settings = configure(given, os.environ, config, lambda name: "--" + _spelled(name))
         from llmesh.node.run import run_node  # takes a second, which help and bad options need not wait
 
         run_node(settings)
-    except StartRefused as fault:
-        _refuse(str(fault))
     except MeshError as fault:
-        _refuse(f"{fault.message} {fault.next_step}")
+        raise StartRefused(f"{fault.message} {fault.next_step}") from fault
 
 
 def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -65,12 +74,12 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
-def _refuse(line: str) -> None:
+def _refuse(line: str, code: int = 2) -> None:
     click.echo(f"llmesh: {line}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
-main = click.Command(
+main = click.Group(
     "llmesh.node",
     callback=_start,
     params=[
@@ -91,6 +100,8 @@ main = click.Command(
         ),
     ],
     help="Start a node of the LLMESH inference mesh: it serves its models to other nodes, and every"
-    " model of the mesh to programs on this machine.",
+    " model of the mesh to programs on this machine.  With a command, ask or change a node instead.",
+    invoke_without_command=True,
+    commands=VERBS,
     context_settings={"max_content_width": 110},
 )

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated, TypedDict, get_type_hints
 
 from llmesh.core.amount import Amount
+from llmesh.gateway.addresses import Network
+from llmesh.gateway.rates import Rates
 from llmesh.node import values
 from llmesh.node.values import Deployment, Replication
 
@@ -37,6 +39,7 @@ def _data_dir() -> Path:
 
 
 _NOTHING = Amount(0)
+_RATES = Rates()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class NodeConfig:
     host: Annotated[
         str,
         Option(
-            "Address the gateway listens on. It has no access keys yet: leave it on loopback.",
+            "Address the gateway listens on. Beyond loopback it asks every caller for a key (keys create).",
             values.hostname,
             "HOST",
         ),
@@ -54,6 +57,27 @@ class NodeConfig:
     port: Annotated[
         int, Option("Port the gateway listens on; 0 takes any free one.", values.port, "PORT")
     ] = 8080
+    limits: Annotated[
+        Rates,
+        Option(
+            "Rate limits of the gateway: on, off, or changes such as inference=500/minute,api=off"
+            " (inference per address, deploy per node, api per key).",
+            values.rates,
+            "RATES",
+            shown="inference=100/minute,deploy=10/hour,api=1000/hour",
+        ),
+    ] = _RATES
+    trusted_proxy: Annotated[
+        tuple[Network, ...],
+        Option(
+            "Address or network of a proxy that the gateway believes in X-Forwarded-For; then every caller"
+            " needs a key.",
+            values.network,
+            "CIDR",
+            repeated=True,
+            shown="none",
+        ),
+    ] = ()
     listen: Annotated[
         tuple[str, ...],
         Option(
@@ -182,6 +206,8 @@ class NodeOptions(TypedDict, total=False):
 
     host: str
     port: int
+    limits: str | bool
+    trusted_proxy: Sequence[str]
     listen: Sequence[str]
     announce: Sequence[str]
     bootstrap: Sequence[str]

@@ -15,12 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmesh import crypto
 from llmesh.core.encoding import Json
+from llmesh.core.ids import PeerId
 from llmesh.node.faults import StartRefused
 from llmesh.node.files import write_durably
 from llmesh.node.identity import load_seed
 
-__all__ = ["Home", "open_home"]
+__all__ = ["ACCOUNT", "IDENTITY", "JOURNAL", "Home", "held", "open_home"]
+
+IDENTITY = "identity.key"
+ACCOUNT = "account.key"
+JOURNAL = "journal.db"
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +38,13 @@ class Home:
         self.folder = folder
         self.seed = seed
         self.account_seed = account_seed
+        self.peer_id = PeerId(crypto.identity_of(seed))
         self._sequence = _number(folder / "sequence")
+
+    @property
+    def key_secret(self) -> bytes:
+        """What the digests of the gateway's keys are made with."""
+        return crypto.derived_secret(self.seed, b"llmesh keys")
 
     def next_sequence(self) -> int:
         """A number above every earlier one, over restarts too.  Blocks for the disk.
@@ -69,11 +81,11 @@ class Home:
 
 
 @contextmanager
-def open_home(folder: Path) -> Iterator[Home]:
-    """Hold the data directory, made if it is not there, with the node's keys in it.
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a data directory, made if it is not there.
 
-    Raises StartRefused if another process holds it, or for a folder or key that cannot be used;
-    a process that is refused has written nothing into another's.
+    Raises StartRefused if another process holds it, or for a folder that cannot be used; a process
+    that is refused has written nothing into another's.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,11 +97,21 @@ def open_home(folder: Path) -> Iterator[Home]:
     try:
         _take(lock, folder)
         try:
-            yield Home(folder, load_seed(folder / "identity.key"), load_seed(folder / "account.key"))
+            yield
         finally:
             os.ftruncate(lock, 0)
     finally:
         os.close(lock)  # gives the lock back, as the end of the process does
+
+
+@contextmanager
+def open_home(folder: Path) -> Iterator[Home]:
+    """Hold the data directory with the node's keys in it, made if they are not there.
+
+    Raises StartRefused as `held` does, and for a key that cannot be used.
+    """
+    with held(folder):
+        yield Home(folder, load_seed(folder / IDENTITY), load_seed(folder / ACCOUNT))
 
 
 def _take(lock: int, folder: Path) -> None:

@@ -22,9 +22,7 @@ from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt
 from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, ValidationFailed
-from llmesh.gateway.app import GatewaySettings, create_app
-from llmesh.gateway.deploy import deploy_routes
-from llmesh.gateway.guard import Guard
+from llmesh.gateway.keys import open_keys
 from llmesh.gateway.server import serve
 from llmesh.journal.open import Journal, open_journal
 from llmesh.mesh.announcer import Announcer, Author
@@ -44,8 +42,10 @@ from llmesh.net.libp2p.mdns import open_mdns
 from llmesh.net.throttle import Throttle
 from llmesh.node.config import NodeConfig
 from llmesh.node.drain import Drain
+from llmesh.node.faces import network_app, owner_app
 from llmesh.node.faults import StartRefused, lone_errors
-from llmesh.node.home import Home, open_home
+from llmesh.node.home import JOURNAL, Home, open_home
+from llmesh.node.owner import owner_socket
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
 from llmesh.node.swarm import account_signer, bond, open_ledger
@@ -91,6 +91,7 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
     with (
         open_home(config.data_dir) as home,
         closing(gateway_socket(config)) as listener,
+        owner_socket(home.folder) as owners,
         trio.CancelScope() as life,
     ):
         async with (
@@ -100,11 +101,12 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
         ):
             node = Node(rooms, drain)
             await _deploy(config, node)
-            settings = GatewaySettings(Guard.for_host(config.host))
             nursery.start_soon(_probe, config, node)
-            more = deploy_routes(node)
-            app, closed = create_app(node, node, node, settings, more), trio.Event()
-            node.url = await nursery.start(serve, app, listener, closed)
+            closed = trio.Event()
+            network = network_app(config, node, rooms.keys, listener)
+            node.url = await nursery.start(serve, network, listener, closed)
+            own = owner_app(home, node, rooms.journal, rooms.keys)
+            await nursery.start(serve, own, owners, closed)
             with home.published({"pid": os.getpid(), **node.whereabouts()}):
                 task_status.started(node)
                 life.shield = True
@@ -144,6 +146,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         _open_host(config, home) as host,
         _open_journal(home, host.peer_id) as journal,
         open_ledger(home, signer, config.min_stake) as ledger,
+        open_keys(journal, home.key_secret) as keys,
     ):
         teller = Teller(ledger, journal, signer, time.time)
         await bond(teller, config.stake, (await ledger.account(signer.address)).stake)
@@ -168,6 +171,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             rooms = Rooms(
                 host=host,
                 journal=journal,
+                keys=keys,
                 ledger=ledger,
                 teller=teller,
                 discovery=discovery,
@@ -200,7 +204,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
 async def _open_journal(home: Home, owner: PeerId) -> AsyncIterator[Journal]:
     async with AsyncExitStack() as stack:
         try:
-            journal = await stack.enter_async_context(open_journal(home.folder / "journal.db", owner))
+            journal = await stack.enter_async_context(open_journal(home.folder / JOURNAL, owner))
         except MeshError as error:
             raise StartRefused(error.message) from error
         yield journal

@@ -77,7 +77,7 @@ async def _replicate(node: Node, wanted: Replication) -> None:
 
 
 async def _tell(node: Node) -> None:
-    _say(banner(await node.status(), node.url, node.offers))
+    _say(banner(await node.status(), node.url, node.offers, node.has_keys))
     # All that was loaded stays: walking it at every full collection cost 5 % of a request's time.
     gc.collect()
     gc.freeze()

@@ -21,6 +21,7 @@ from llmesh.core.model import Card
 from llmesh.core.ranking import Plan, Wishes
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
+from llmesh.gateway.keys import Keys
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.journal.open import Journal
 from llmesh.ledger.ledger import Ledger
@@ -52,6 +53,7 @@ class Rooms:
 
     host: Host
     journal: Journal
+    keys: Keys
     ledger: Ledger
     teller: Teller
     discovery: Discovery
@@ -93,6 +95,11 @@ class Node:
     def offers(self) -> tuple[Offer, ...]:
         """What it serves."""
         return self._rooms.provider.offers
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether its gateway knows a key that has not been revoked."""
+        return self._rooms.keys.any
 
     @property
     def ready(self) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 from llmesh.core.amount import Amount
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import ValidationFailed
+from llmesh.gateway.addresses import Network
+from llmesh.gateway.rates import Rates, read_rates
 from llmesh.net.libp2p.addresses import endpoint, peer_address
 
 __all__ = [
@@ -24,11 +26,14 @@ __all__ = [
     "choice",
     "deployment",
     "dial_address",
+    "duration",
     "folder",
     "hostname",
     "listen_address",
+    "network",
     "port",
     "rate",
+    "rates",
     "replication",
     "size",
     "switch",
@@ -45,6 +50,8 @@ _SWITCH = {
     "no": False,
     "off": False,
 }
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhd])\Z")
 _NOTHING = Amount(0)
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?\Z")
 
@@ -101,6 +108,30 @@ def hostname(value: object) -> str:
     if not (_is_ip(text) or _HOST.match(text)):
         raise ValidationFailed(f"A host is an IP address or a name such as localhost, not {text[:80]!r}.")
     return text
+
+
+def duration(text: str) -> float:
+    """Seconds in a text such as 90s, 15m, 12h or 30d."""
+    found = _DURATION.match(text.strip())
+    if found is None:
+        raise ValidationFailed(f"A time is a number with s, m, h or d, such as 30d, not {text[:40]!r}.")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def network(value: object) -> Network:
+    """An IP address or a network in CIDR form."""
+    text = _text(value)
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValidationFailed(
+            f"A proxy is an IP address or a network such as 10.0.0.0/8, not {text[:80]!r}."
+        ) from None
+
+
+def rates(value: object) -> Rates:
+    """Rate limits: on, off, or changes to the defaults."""
+    return read_rates(("off", "on")[value] if isinstance(value, bool) else _text(value))
 
 
 def listen_address(value: object) -> str:

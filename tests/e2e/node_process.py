@@ -46,7 +46,8 @@ class NodeProcess:
             self.process = subprocess.Popen(
                 [
                     sys.executable, "-m", "llmesh.node", "--no-mdns", "--port", "0",
-                    "--data-dir", str(folder), "--listen", "/ip4/127.0.0.1/tcp/0", *arguments,
+                    "--data-dir", str(folder), "--listen", "/ip4/127.0.0.1/tcp/0", "--limits", "off",
+                    *arguments,
                 ],
                 stdout=log, stderr=log, start_new_session=True,
                 env={k: v for k, v in os.environ.items() if not k.startswith("LLMESH_")},

@@ -8,6 +8,7 @@ import pytest
 
 from llmesh.errors import Unauthorized
 from llmesh.gateway.app import GatewaySettings, create_app
+from llmesh.gateway.gate import Gate
 from llmesh.gateway.guard import Guard
 
 LOCAL = Guard()
@@ -103,6 +104,6 @@ async def test_a_form_of_a_page_does_not_pass(client, router) -> None:
 async def test_hosts_follow_from_where_it_listens(
     router, node, listens_on: str, names: tuple[str, ...], host: str, status: int
 ) -> None:
-    settings = GatewaySettings(guard=Guard.for_host(listens_on, names))
+    settings = GatewaySettings(Gate(Guard.for_host(listens_on, names)))
     client = create_app(router, None, node, settings).test_client()
     assert (await client.get("/healthz", headers={"Host": host})).status_code == status

@@ -57,7 +57,7 @@ def test_the_banner_shows_every_address_and_offer_and_a_line_that_fits_them() ->
     text = Offer(ModelId("a" * 64), Card("it's", "2"), TEXT_CLASSIFICATION, Amount(100_000))
     raw = Offer(ModelId("b" * 64), Card("raw"), "raw-tensors", Amount(0))
     status = replace(STATUS, addresses=(*STATUS.addresses, "/ip6/::1/tcp/1"))
-    shown = banner(status, "http://h:1", [raw, text])
+    shown = banner(status, "http://h:1", [raw, text], True)
     for part in (
         "/ip4/192.0.2.1/tcp/4001/p2p/me",
         "/ip6/::1/tcp/1/p2p/me",
@@ -70,7 +70,7 @@ def test_the_banner_shows_every_address_and_offer_and_a_line_that_fits_them() ->
         ["sh", "-c", command.replace("curl", "printf '%s\\n'", 1)], capture_output=True, text=True, check=True
     ).stdout
     assert '{"model": "it\'s", "input"' in echoed
-    assert "/api/v1/models" in banner(STATUS, "http://h:1", [raw])
+    assert "/api/v1/models" in banner(STATUS, "http://h:1", [raw], False)
 
 
 def test_reachability_in_words() -> None:

@@ -12,6 +12,7 @@ from quart import Response
 from llmesh.core.encoding import Tensor
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import MeshError, ValidationFailed
+from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference import Router
 from llmesh.gateway.openai.answers import EmbeddingAnswer, EmbeddingsAnswer, UsageAnswer
 from llmesh.gateway.openai.requests import decode_embeddings
@@ -29,6 +30,7 @@ async def post_embeddings(router: Router, request: Request) -> Response:
     body = decode(await request.json_bytes(), decode_embeddings)
     ids = [request.id, *(new_request_id() for _ in body.texts[1:])]
     asked = [body.request(id, {"text": text}) for id, text in zip(ids, body.texts, strict=True)]
+    request.caller.count(Counted.INFERENCE, len(asked))
     results = await _all(router, asked)
     write = _base64 if body.encoding_format == "base64" else _numbers
     vectors = [EmbeddingAnswer(index, write(_vector(result))) for index, result in enumerate(results)]

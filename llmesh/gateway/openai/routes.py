@@ -13,6 +13,7 @@ from llmesh.errors import (
     NodeUnreachable,
     RequestTimeout,
 )
+from llmesh.gateway.callers import Scope
 from llmesh.gateway.inference import Router
 from llmesh.gateway.models import Catalogue
 from llmesh.gateway.openai.answers import (
@@ -42,15 +43,28 @@ _NAME = {"model": {"type": "string", "minLength": 1, "maxLength": 128}}
 def openai_routes(router: Router, catalogue: Catalogue) -> tuple[Route, ...]:
     """All of them."""
     return (
-        Route("POST", "/v1/chat/completions", partial(post_chat, router), "Answer a conversation.",
-              answers=(ChatCompletion,), body=ChatBody, errors=_ERRORS, streams=True, failure=ErrorAnswer),
-        Route("POST", "/v1/completions", partial(post_completion, router), "Go on with a text.",
-              answers=(TextCompletion,), body=CompletionBody, errors=_ERRORS, streams=True,
-              failure=ErrorAnswer),
-        Route("POST", "/v1/embeddings", partial(post_embeddings, router), "Turn texts into vectors.",
-              answers=(EmbeddingsAnswer,), body=EmbeddingsBody, errors=_ERRORS, failure=ErrorAnswer),
-        Route("GET", "/v1/models", partial(get_models, catalogue), "The models that somebody serves.",
-              answers=(ModelsAnswer,), failure=ErrorAnswer),
-        Route("GET", "/v1/models/{model}", partial(get_model, catalogue), "One of these models.",
-              answers=(ModelAnswer,), variables=_NAME, errors=(ModelNotFound,), failure=ErrorAnswer),
+        Route(
+            "POST", "/v1/chat/completions", Scope.INFERENCE, partial(post_chat, router),
+            "Answer a conversation.",
+            answers=(ChatCompletion,), body=ChatBody, errors=_ERRORS, streams=True, failure=ErrorAnswer,
+        ),
+        Route(
+            "POST", "/v1/completions", Scope.INFERENCE, partial(post_completion, router),
+            "Go on with a text.",
+            answers=(TextCompletion,), body=CompletionBody, errors=_ERRORS, streams=True, failure=ErrorAnswer,
+        ),
+        Route(
+            "POST", "/v1/embeddings", Scope.INFERENCE, partial(post_embeddings, router),
+            "Turn texts into vectors.",
+            answers=(EmbeddingsAnswer,), body=EmbeddingsBody, errors=_ERRORS, failure=ErrorAnswer,
+        ),
+        Route(
+            "GET", "/v1/models", Scope.READ, partial(get_models, catalogue),
+            "The models that somebody serves.", answers=(ModelsAnswer,), failure=ErrorAnswer,
+        ),
+        Route(
+            "GET", "/v1/models/{model}", Scope.READ, partial(get_model, catalogue),
+            "One of these models.",
+            answers=(ModelAnswer,), variables=_NAME, errors=(ModelNotFound,), failure=ErrorAnswer,
+        ),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from quart import Response
 from llmesh.core.exchange import Accepted
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.errors import MeshError
+from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference import Router, Streamed
 from llmesh.gateway.live import Live, server_sent
 from llmesh.gateway.openai.answers import (
@@ -123,18 +124,22 @@ async def post_chat(router: Router, request: Request) -> Response:
     """Answer a conversation.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_chat)
     shape = _Chat(f"chatcmpl-{request.id}", body.model)
+    asked = body.to_request(request.id)
+    request.caller.count(Counted.INFERENCE)
     if body.stream:
-        return _live(router, body.to_request(request.id), shape, body.tells_usage)
-    return _json(shape.whole(await router.infer(body.to_request(request.id))))
+        return _live(router, asked, shape, body.tells_usage)
+    return _json(shape.whole(await router.infer(asked)))
 
 
 async def post_completion(router: Router, request: Request) -> Response:
     """Go on with a text.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_completion)
     shape = _Continuation(f"cmpl-{request.id}", body.model)
+    asked = body.to_request(request.id)
+    request.caller.count(Counted.INFERENCE)
     if body.stream:
-        return _live(router, body.to_request(request.id), shape, body.tells_usage)
-    return _json(shape.whole(await router.infer(body.to_request(request.id))))
+        return _live(router, asked, shape, body.tells_usage)
+    return _json(shape.whole(await router.infer(asked)))
 
 
 def _live(router: Router, asked: InferenceRequest, shape: _Shape, usage: bool) -> Live:

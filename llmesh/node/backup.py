@@ -1,0 +1,84 @@
+"""Backups of what a node cannot do without: its two keys and its journal.
+
+The models in its store are fetched or deployed again; everything else is made anew at a start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from llmesh import crypto
+from llmesh.core.ids import PeerId
+from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
+from llmesh.journal import backup as journals
+from llmesh.journal.open import Journal
+from llmesh.node.files import write_durably
+from llmesh.node.home import ACCOUNT, IDENTITY, JOURNAL, Home, held
+from llmesh.node.identity import load_seed
+
+__all__ = ["back_up", "restore"]
+
+_KEYS = (IDENTITY, ACCOUNT)
+
+
+async def back_up(home: Home, journal: Journal, folder: Path) -> tuple[str, ...]:
+    """Write keys and journal into a folder, made if it is not there; the names of the files.
+
+    An earlier backup of the same node there is replaced, file by file in one step each.  Raises
+    Conflict where the folder holds something else, TransactionFailed where it cannot be written.
+    """
+    await trio.to_thread.run_sync(_prepare, home, folder)
+    await journal.backup(folder / JOURNAL)
+    await trio.to_thread.run_sync(_copy_keys, home, folder)
+    return (*_KEYS, JOURNAL)
+
+
+def restore(backup: Path, folder: Path) -> tuple[PeerId, Path | None]:
+    """Put a backup into a data directory that no node holds; whose it is, and where the old journal went.
+
+    The keys come last, so that an interrupted restore is no node yet; do it again then.  Raises
+    ValidationFailed for what is no whole backup, Conflict where the folder is another node's or its
+    journal knows more than the backup, StartRefused where a node runs.  Then nothing is changed.
+    """
+    if missing := [name for name in (*_KEYS, JOURNAL) if not (backup / name).is_file()]:
+        raise ValidationFailed(f"{backup} is no backup of a node: {', '.join(missing)} is missing.")
+    owner = PeerId(crypto.identity_of(load_seed(backup / IDENTITY)))
+    load_seed(backup / ACCOUNT)
+    with held(folder):
+        for name in _KEYS:
+            _check_same(backup / name, folder / name)
+        kept = journals.restore(backup / JOURNAL, folder / JOURNAL, owner)
+        for name in _KEYS:
+            write_durably(folder / name, (backup / name).read_bytes())
+    return owner, kept
+
+
+def _prepare(home: Home, folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others = {path.name for path in folder.iterdir()} - {*_KEYS, JOURNAL}
+    except OSError as error:
+        raise _unwritten(folder, error) from None
+    if others:
+        raise Conflict(f"{folder} holds other files, such as {min(others)}; give the backup its own folder.")
+    for name in _KEYS:
+        _check_same(home.folder / name, folder / name)
+
+
+def _copy_keys(home: Home, folder: Path) -> None:
+    try:
+        for name in _KEYS:
+            write_durably(folder / name, (home.folder / name).read_bytes())
+    except OSError as error:
+        raise _unwritten(folder, error) from None
+
+
+def _check_same(key: Path, there: Path) -> None:
+    if there.exists() and there.read_bytes() != key.read_bytes():
+        raise Conflict(f"{there} is the key of another node; choose another folder.")
+
+
+def _unwritten(folder: Path, error: OSError) -> TransactionFailed:
+    return TransactionFailed(f"The backup {folder} could not be written: {error.strerror}.")

@@ -1,0 +1,52 @@
+"""The gateway's two faces: the one that listens on the network, and the owner's own."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from ipaddress import ip_address
+
+from llmesh.gateway.app import App, GatewaySettings, application, create_app
+from llmesh.gateway.deploy import deploy_routes
+from llmesh.gateway.gate import Gate
+from llmesh.gateway.guard import Guard
+from llmesh.gateway.keys import Keys
+from llmesh.gateway.limits import Limits
+from llmesh.gateway.openapi import Route
+from llmesh.gateway.owner import owner_routes
+from llmesh.journal.open import Journal
+from llmesh.node.backup import back_up
+from llmesh.node.config import NodeConfig
+from llmesh.node.home import Home
+from llmesh.node.running import Node
+
+__all__ = ["files_app", "network_app", "owner_app"]
+
+_UNGUARDED = GatewaySettings(Gate(guard=None))
+
+
+def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.socket) -> App:
+    """What everybody can reach; beyond this machine, or behind a proxy, nobody comes in without a key."""
+    gate = Gate(
+        Guard.for_host(config.host),
+        keys,
+        Limits(config.limits),
+        always=bool(config.trusted_proxy) or not ip_address(listener.getsockname()[0]).is_loopback,
+        proxies=config.trusted_proxy,
+    )
+    return create_app(node, node, node, GatewaySettings(gate), deploy_routes(node))
+
+
+def owner_app(home: Home, node: Node, journal: Journal, keys: Keys) -> App:
+    """All of it, and what only the owner may do, for the owner's socket."""
+    more = (*deploy_routes(node), *_owner_routes(home, journal, keys))
+    return create_app(node, node, node, _UNGUARDED, more)
+
+
+def files_app(home: Home, journal: Journal, keys: Keys) -> App:
+    """What the owner may do while no node runs."""
+    return application(_owner_routes(home, journal, keys), _UNGUARDED)
+
+
+def _owner_routes(home: Home, journal: Journal, keys: Keys) -> tuple[Route, ...]:
+    return owner_routes(keys, partial(back_up, home, journal))

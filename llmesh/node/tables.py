@@ -1,0 +1,29 @@
+"""Tables for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["table"]
+
+_WIDTH = 200
+"""Columns where the output is no terminal: enough that no line breaks."""
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
+    """Rows under their heads; a column whose head has MESH is set to the right."""
+    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in heads:
+        shown.add_column(head, justify="right" if "MESH" in head else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))  # what others have named must not be read as markup
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH, no_color=True)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

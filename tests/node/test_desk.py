@@ -1,0 +1,176 @@
+"""One set of questions, asked of a running node by its socket and of its files while none runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from click.testing import CliRunner
+
+from llmesh.errors import Conflict, ModelNotFound, ValidationFailed
+from llmesh.node.backup import restore
+from llmesh.node.cli import main
+from llmesh.node.config import NodeConfig
+from llmesh.node.desk import Desk, open_desk
+from llmesh.node.faults import StartRefused
+from llmesh.node.home import held, open_home
+from llmesh.node.open import open_node
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NodeConfig:
+    return NodeConfig(port=0, listen=("/ip4/127.0.0.1/tcp/0",), mdns=False, data_dir=tmp_path / "home")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A verb lets signals end its process."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@asynccontextmanager
+async def files(config: NodeConfig) -> AsyncIterator[Desk]:
+    with open_home(config.data_dir):
+        pass
+    async with open_desk(config.data_dir) as desk:
+        yield desk
+
+
+@asynccontextmanager
+async def running(config: NodeConfig) -> AsyncIterator[Desk]:
+    async with open_node(config), open_desk(config.data_dir) as desk:
+        yield desk
+
+
+@pytest.mark.parametrize("open_one", [files, running])
+async def test_keys_and_backups(config: NodeConfig, tmp_path: Path, open_one: Any) -> None:
+    async with open_one(config) as desk:
+        made = await desk.post("/owner/keys", {"name": "a", "budget": "2.5", "scopes": ["deploy"]})
+        assert made["key"].startswith("llmesh_")
+        assert made["scopes"] == ["deploy", "read"]
+        [listed] = (await desk.get("/owner/keys"))["keys"]
+        assert (listed["left"], listed["in_force"]) == (2.5, True)
+        assert "key" not in listed
+        for bad in ({"scopes": ["all"]}, {"budget": -1}, {"lifetime": 0}, {"nonsense": 1}):
+            with pytest.raises(ValidationFailed):
+                await desk.post("/owner/keys", {"name": "b", **bad})
+        with pytest.raises(Conflict):
+            await desk.post("/owner/keys", {"name": "a"})
+        assert (await desk.post("/owner/keys/revoke", {"key": "a"}))["revoked"]
+        with pytest.raises(ValidationFailed):
+            await desk.post("/owner/backup", {"path": "here"})
+        saved = await desk.post("/owner/backup", {"path": str(tmp_path / "saved")})
+        assert {path.name for path in (tmp_path / "saved").iterdir()} == set(saved["files"])
+        await desk.post("/owner/backup", {"path": str(tmp_path / "saved")})
+        with pytest.raises(Conflict, match="other files"):
+            await desk.post("/owner/backup", {"path": str(tmp_path)})
+    owner, _ = restore(tmp_path / "saved", tmp_path / "elsewhere")
+    async with open_desk(tmp_path / "elsewhere") as desk:
+        [listed] = (await desk.get("/owner/keys"))["keys"]
+        assert listed["revoked"]
+    with open_home(config.data_dir) as home:
+        assert home.peer_id == owner
+
+
+async def test_only_the_socket_has_the_owners_routes(config: NodeConfig) -> None:
+    async with open_node(config) as node, open_desk(config.data_dir) as desk:
+        assert (await desk.get("/api/v1/status"))["node_id"] == node.peer_id
+        with pytest.raises(ModelNotFound):
+            await desk.post("/api/v1/inference", {"model": "m", "input": "x"})
+        async with httpx2.AsyncClient(base_url=node.url, trust_env=False) as http:
+            assert (await http.get("/owner/keys")).status_code == 404
+            assert (await http.get("/api/v1/status")).status_code == 200
+            await desk.post("/owner/keys", {"name": "a"})
+            assert (await http.get("/api/v1/status")).status_code == 401
+        await desk.get("/api/v1/status")
+
+
+async def test_beyond_loopback_nobody_is_let_in_without_a_key(config: NodeConfig) -> None:
+    async with (
+        open_node(replace(config, host="0.0.0.0")) as node,
+        open_desk(config.data_dir) as desk,
+        httpx2.AsyncClient(base_url=node.url.replace("0.0.0.0", "127.0.0.1"), trust_env=False) as http,
+    ):
+        assert not node.has_keys
+        assert (await http.get("/api/v1/status")).status_code == 401
+        key = (await desk.post("/owner/keys", {"name": "a"}))["key"]
+        answer = await http.get("/api/v1/status", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200
+
+
+async def test_where_no_node_ever_was_nothing_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StartRefused, match="no node"):
+        async with open_desk(tmp_path / "typo"):
+            pass
+    assert not (tmp_path / "typo").exists()
+
+
+def test_restoring_is_refused_where_it_would_lose_something(config: NodeConfig, tmp_path: Path) -> None:
+    with open_home(config.data_dir):
+        pass
+    invoke(config, "keys", "create", "--name", "a")
+    assert invoke(config, "backup", str(tmp_path / "saved"))["files"]
+    with held(config.data_dir), pytest.raises(StartRefused, match="held"):
+        restore(tmp_path / "saved", config.data_dir)
+    invoke(config, "keys", "revoke", "a")
+    with pytest.raises(Conflict, match="does not know"):
+        restore(tmp_path / "saved", config.data_dir)
+    assert invoke(config, "keys", "list")["keys"][0]["revoked"]
+    with open_home(tmp_path / "other"):
+        pass
+    with pytest.raises(Conflict, match="another node"):
+        restore(tmp_path / "saved", tmp_path / "other")
+    (tmp_path / "saved" / "account.key").unlink()
+    with pytest.raises(ValidationFailed, match=r"account\.key"):
+        restore(tmp_path / "saved", tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def invoke(config: NodeConfig, *arguments: str) -> Any:
+    done = CliRunner().invoke(main, [*arguments, "--data-dir", str(config.data_dir), "--json"])
+    if done.exception is not None:
+        raise done.exception
+    return json.loads(done.stdout)
+
+
+def test_the_verbs_print_for_people(config: NodeConfig, tmp_path: Path) -> None:
+    with open_home(config.data_dir):
+        pass
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(main, ["--data-dir", str(config.data_dir), *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert said("keys", "list") == "There are no keys.\n"
+    made = said("keys", "create", "--name", "[bold]x", "--budget", "5", "--expires", "30d")
+    assert made.startswith("llmesh_")
+    assert "5 MESH a day; until 2" in made
+    assert "[bold]x" in said("keys", "list")
+    assert "account.key" in said("backup", str(tmp_path / "saved"))
+    assert "again" in said("restore", str(tmp_path / "saved"))
+    assert "revoked" in said("keys", "revoke", "[bold]x")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["keys", "create", "--name", "a", "--expires", "soon"],
+        ["keys", "create", "--name", "a", "--scopes", "all"],
+    ],
+)
+def test_bad_verbs_are_refused(config: NodeConfig, arguments: list[str]) -> None:
+    with open_home(config.data_dir):
+        pass
+    with pytest.raises(ValidationFailed):
+        invoke(config, *arguments)
