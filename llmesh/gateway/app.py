@@ -23,15 +23,14 @@ from llmesh.errors import (
 from llmesh.gateway.body import HELD, linger
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.docs import docs_routes
+from llmesh.gateway.faces import face_routes, tell_for
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.inference import Router, post_inference
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
 from llmesh.gateway.live import Connection
 from llmesh.gateway.models import Catalogue, get_models
-from llmesh.gateway.openai.answers import tell_error
-from llmesh.gateway.openai.routes import PREFIX, openai_routes
 from llmesh.gateway.openapi import Route
-from llmesh.gateway.problems import answer_to, tell_problem
+from llmesh.gateway.problems import answer_to
 from llmesh.gateway.request import Request, new_request_id
 from llmesh.gateway.schema import (
     HealthBody,
@@ -116,7 +115,7 @@ def routes(
               answers=(HealthBody,)),
         Route("GET", "/readyz", Scope.OPEN, partial(get_readiness, node),
               "Whether the node can serve requests.", answers=(HealthBody,), errors=(NodeBusy,)),
-        *openai_routes(router, catalogue),
+        *face_routes(router, catalogue, node),
         *more,
     )  # fmt: skip
     return (*api, *docs_routes(api))
@@ -143,8 +142,7 @@ async def _fail(error: Exception) -> Response:
     if not has_request_context():
         return answer_to(error, new_request_id())
     asked = _current()
-    tell = tell_error if asked.path.startswith(PREFIX) else tell_problem
-    response = answer_to(error, asked.id, tell)
+    response = answer_to(error, asked.id, tell_for(asked.path))
     if response.status_code != HTTPStatus.REQUEST_TIMEOUT and _more_may_come(asked):
         linger(response, asked.body)
     return response

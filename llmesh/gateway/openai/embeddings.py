@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Sequence
 
-import trio
 from quart import Response
 
 from llmesh.core.encoding import Tensor
-from llmesh.core.inference import InferenceRequest, Result
-from llmesh.errors import MeshError, ValidationFailed
+from llmesh.core.inference import Result
+from llmesh.errors import ValidationFailed
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference import Router
 from llmesh.gateway.openai.answers import EmbeddingAnswer, EmbeddingsAnswer, UsageAnswer
 from llmesh.gateway.openai.requests import decode_embeddings
 from llmesh.gateway.request import Request, new_request_id
+from llmesh.gateway.rows import infer_all
 from llmesh.gateway.schema import decode, encode
 
-__all__ = ["AT_ONCE", "post_embeddings"]
-
-AT_ONCE = 16
-"""Texts of one request that are under way at a time; the mesh batches them."""
+__all__ = ["post_embeddings"]
 
 
 async def post_embeddings(router: Router, request: Request) -> Response:
@@ -31,34 +27,12 @@ async def post_embeddings(router: Router, request: Request) -> Response:
     ids = [request.id, *(new_request_id() for _ in body.texts[1:])]
     asked = [body.request(id, {"text": text}) for id, text in zip(ids, body.texts, strict=True)]
     request.caller.count(Counted.INFERENCE, len(asked))
-    results = await _all(router, asked)
+    results = await infer_all(router, asked)
     write = _base64 if body.encoding_format == "base64" else _numbers
     vectors = [EmbeddingAnswer(index, write(_vector(result))) for index, result in enumerate(results)]
     read = sum(result.usage.input_tokens for result in results)
     answer = EmbeddingsAnswer(vectors, results[0].model, UsageAnswer(read, read))
     return Response(encode(answer), content_type="application/json")
-
-
-async def _all(router: Router, asked: Sequence[InferenceRequest]) -> list[Result]:
-    """The results in the order of the requests; the first failure ends them all."""
-    results: dict[int, Result] = {}
-    failures: list[MeshError] = []
-    places = trio.CapacityLimiter(AT_ONCE)
-
-    async def ask(index: int, one: InferenceRequest) -> None:
-        try:
-            async with places:
-                results[index] = await router.infer(one)
-        except MeshError as error:
-            failures.append(error)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for index, one in enumerate(asked):
-            nursery.start_soon(ask, index, one)
-    if failures:
-        raise failures[0]
-    return [results[index] for index in range(len(asked))]
 
 
 def _vector(result: Result) -> list[float]:

@@ -30,10 +30,8 @@ from llmesh.gateway.openai.requests import ChatBody, CompletionBody, EmbeddingsB
 from llmesh.gateway.openai.text import post_chat, post_completion
 from llmesh.gateway.openapi import Route
 
-__all__ = ["PREFIX", "openai_routes"]
+__all__ = ["openai_routes"]
 
-PREFIX = "/v1/"
-"""Errors below it have OpenAI's shape."""
 _ERRORS = (
     ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
 )  # fmt: skip

@@ -1,0 +1,94 @@
+"""GET routes of the Open Inference Protocol: what this server is, and what each model takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quart import Response
+
+from llmesh import __version__
+from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.model import EMBEDDINGS, TEXT_CLASSIFICATION, TEXT_GENERATION, TOKEN_CLASSIFICATION
+from llmesh.core.reference import ModelRef
+from llmesh.errors import ModelNotFound, NodeBusy
+from llmesh.gateway.kserve.messages import (
+    LiveAnswer,
+    ReadyAnswer,
+    ServerAnswer,
+    TensorMetadata,
+    V2Model,
+)
+from llmesh.gateway.models import Catalogue
+from llmesh.gateway.request import Request
+from llmesh.gateway.schema import MAX_MODELS, encode
+from llmesh.gateway.status import NodeView
+
+__all__ = ["get_live", "get_model", "get_model_ready", "get_ready", "get_server", "ref_of"]
+
+_TEXT = TensorMetadata("text", "BYTES", [-1])
+_OUTPUTS = {
+    TEXT_CLASSIFICATION: [TensorMetadata("label", "BYTES", [-1]), TensorMetadata("score", "FP64", [-1])],
+    TOKEN_CLASSIFICATION: [TensorMetadata("tokens", "BYTES", [-1])],
+    EMBEDDINGS: [TensorMetadata("embedding", "FP32", [-1, -1])],
+    TEXT_GENERATION: [
+        TensorMetadata("text", "BYTES", [-1]),
+        TensorMetadata("finish_reason", "BYTES", [-1]),
+    ],
+}
+"""What the tasks on texts give, in rows."""
+
+
+def ref_of(request: Request) -> ModelRef:
+    """The model of the path, with its version if there is one.  Raises ValidationFailed."""
+    version = (request.view_args or {}).get("version")
+    name = request.variable("model")
+    return ModelRef.parse(f"{name}:{version}" if version else name)
+
+
+async def get_server(request: Request) -> Response:
+    """Tell what this is."""
+    return _json(ServerAnswer("llmesh", __version__, ["binary_tensor_data"]))
+
+
+async def get_live(request: Request) -> Response:
+    """Answer as long as the event loop turns."""
+    return _json(LiveAnswer(True))
+
+
+async def get_ready(node: NodeView, request: Request) -> Response:
+    """Answer 200 once requests can be served.  Raises NodeBusy before."""
+    if not node.ready:
+        raise NodeBusy("This node is still starting.", retry_after=1)
+    return _json(ReadyAnswer(True))
+
+
+async def get_model(catalogue: Catalogue, request: Request) -> Response:
+    """Tell what a model takes and gives.  Raises ModelNotFound."""
+    ref = ref_of(request)
+    found = await _offers(catalogue, ref)
+    versions = sorted({offer.card.version for offer, _ in found})
+    task = found[0][0].task
+    outputs = _OUTPUTS.get(task, [])
+    return _json(V2Model(ref.name, versions, "onnxruntime_onnx", [_TEXT] if outputs else [], outputs))
+
+
+async def get_model_ready(catalogue: Catalogue, request: Request) -> Response:
+    """Answer 200 where somebody serves it.  Raises ModelNotFound."""
+    ref = ref_of(request)
+    await _offers(catalogue, ref)
+    return _json(ReadyAnswer(True, ref.name))
+
+
+async def _offers(catalogue: Catalogue, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+    found = [
+        (offer, said)
+        for offer, said in await catalogue.search(ref.name, None, MAX_MODELS)
+        if offer.card.name == ref.name and ref.version in ("", None, offer.card.version)
+    ]
+    if not found:
+        raise ModelNotFound(f"Nobody offers {ref}.")
+    return found
+
+
+def _json(body: ServerAnswer | LiveAnswer | ReadyAnswer | V2Model) -> Response:
+    return Response(encode(body), content_type="application/json")

@@ -1,0 +1,40 @@
+"""Several inferences of one request of the gateway: all at once, within bounds, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from llmesh.core.inference import InferenceRequest, Result
+from llmesh.errors import MeshError
+from llmesh.gateway.inference import Router
+
+__all__ = ["AT_ONCE", "infer_all"]
+
+AT_ONCE = 16
+"""Inferences of one request that are under way at a time; the mesh batches them."""
+
+
+async def infer_all(router: Router, asked: Sequence[InferenceRequest]) -> list[Result]:
+    """The results in the order of the requests; the first failure ends them all and is raised."""
+    if len(asked) == 1:
+        return [await router.infer(asked[0])]
+    results: dict[int, Result] = {}
+    failures: list[MeshError] = []
+    places = trio.CapacityLimiter(AT_ONCE)
+
+    async def ask(index: int, one: InferenceRequest) -> None:
+        try:
+            async with places:
+                results[index] = await router.infer(one)
+        except MeshError as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for index, one in enumerate(asked):
+            nursery.start_soon(ask, index, one)
+    if failures:
+        raise failures[0]
+    return [results[index] for index in range(len(asked))]
