@@ -202,10 +202,12 @@ class Directory:
         peer = self._fingerprints.get(mark)
         return self._entries[peer].record if peer is not None else None
 
-    def expire(self, now: float) -> None:
-        """Forget what is no longer valid and can no longer be replayed."""
-        for peer in [peer for peer, entry in self._entries.items() if entry.keep_until <= now]:
-            self._remove(peer)
+    def expire(self, now: float) -> list[Announcement]:
+        """Forget what is no longer valid and can no longer be replayed; what was forgotten."""
+        over = [entry.announcement for entry in self._entries.values() if entry.keep_until <= now]
+        for announcement in over:
+            self._remove(announcement.peer_id)
+        return over
 
     def _pairs(self, peers: Iterable[PeerId], now: float) -> Iterator[tuple[Offer, Announcement]]:
         for peer in peers:

@@ -27,10 +27,11 @@ MAX_FOUND = 100
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """A record that was new to us; a `renewal` says nothing that was not known."""
+    """A record that was new to us, and the one that it replaced; a `renewal` says nothing new."""
 
     record: SignedAnnouncement
     renewal: bool
+    before: SignedAnnouncement | None = None
 
 
 def take(directory: Directory, record: Record, giver: PeerId, now: float) -> Learnt | None:
@@ -42,10 +43,11 @@ def take(directory: Directory, record: Record, giver: PeerId, now: float) -> Lea
     author, sequence = author_of(record.payload)
     if directory.judge(author, sequence) is not Verdict.NEW:
         return None
-    signed, before = read_announcement(record.payload, record.signature, now=now), directory.get(author, now)
+    signed = read_announcement(record.payload, record.signature, now=now)
+    before, held = directory.get(author, now), directory.held(author)
     if directory.add(signed, now, giver) is not Verdict.NEW:
         return None
-    return Learnt(signed, before is not None and signed.announcement.renews(before.announcement))
+    return Learnt(signed, before is not None and signed.announcement.renews(before.announcement), held)
 
 
 def changes_to_name(directory: Directory, since: Cursor | None, now: float) -> tuple[bytes, ...]:

@@ -25,9 +25,11 @@ from llmesh.core.reconcile import Learnt, answer, take
 from llmesh.core.reference import ModelRef
 from llmesh.errors import NodeBusy, ValidationFailed
 from llmesh.mesh.entrypoints import EntryPoints
+from llmesh.mesh.events import Events, PeerChange, PeerUpdated
 from llmesh.mesh.gossip import Gossip
 from llmesh.mesh.peers import Limits, Peers
 from llmesh.mesh.sync import Syncing
+from llmesh.mesh.witness import offer_changes
 from llmesh.net.call import Handler
 from llmesh.net.directory import PROTOCOL, ask, handler, lenient
 from llmesh.net.host import Host, PeerAddress
@@ -48,13 +50,17 @@ DIALLING = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DiscoverySettings:
-    """Whom to know first, how much to hold, how many sessions to keep; `clock` is seconds since 1970."""
+    """Whom to know first, how much to hold, how many sessions to keep, where to tell of peers and offers.
+
+    `clock` is seconds since 1970.
+    """
 
     bootstrap: Sequence[PeerAddress] = ()
     bounds: Bounds = field(default_factory=Bounds)
     limits: Limits = field(default_factory=Limits)
     clock: Callable[[], float] = time.time
     rng: Random = field(default_factory=SystemRandom)
+    events: Events = field(default_factory=Events)
 
 
 class Discovery:
@@ -68,6 +74,7 @@ class Discovery:
         self.directory = Directory(own, rng.getrandbits(63), settings.bounds)
         self.clock = clock
         self._own = own
+        self._events = settings.events
         self._rng = rng
         self._nursery = nursery
         self._gossip = Gossip(self.directory, sessions, self._take, rng)
@@ -123,14 +130,14 @@ class Discovery:
         A mere renewal is left to Sync: it has minutes, and costs each node its bytes once.
         """
         before = self.directory.held(self._own)
-        self.directory.add(record, self.clock())
+        self._keep(record, before)
         self._entry_points.publish(record)
         if before is None or not record.announcement.renews(before.announcement):
             self._gossip.spread(record)
 
     async def withdraw(self, record: SignedAnnouncement) -> None:
         """Tell every peer, then the hash table, that we offer nothing more; the caller bounds the wait."""
-        self.directory.add(record, self.clock())
+        self._keep(record, self.directory.held(self._own))
         self._entry_points.publish(record)
         await self._gossip.tell_all(record)
         await self._entry_points.store()
@@ -140,6 +147,7 @@ class Discovery:
     def changed(self, session: Session, opened: bool) -> None:
         """A peer has come or gone."""
         peer = session.peer_id
+        self._events.tell(PeerUpdated(peer, PeerChange.UP if opened else PeerChange.DOWN))
         if opened:
             self.directory.in_use.add(peer)
             self._peers.opened(peer)
@@ -174,12 +182,27 @@ class Discovery:
         learnt = take(self.directory, record, giver, self.clock())
         if learnt is not None:
             self._peers.renewed(learnt.record.announcement.peer_id)
+            self._tell(learnt.record.announcement, learnt.before)
         return learnt
+
+    def _keep(self, record: SignedAnnouncement, before: SignedAnnouncement | None) -> None:
+        """Our own announcement."""
+        self.directory.add(record, self.clock())
+        self._tell(record.announcement, before)
+
+    def _tell(self, after: Announcement, before: SignedAnnouncement | None) -> None:
+        if before is None and after.peer_id != self._own:
+            self._events.tell(PeerUpdated(after.peer_id, PeerChange.NEW))
+        offered = before.announcement.offers if before is not None else ()
+        for change in offer_changes(after.peer_id, offered, after.offers):
+            self._events.tell(change)
 
     async def _expire(self) -> None:
         while True:
             await trio.sleep(EXPIRING)
-            self.directory.expire(self.clock())
+            for over in self.directory.expire(self.clock()):
+                for change in offer_changes(over.peer_id, over.offers, ()):
+                    self._events.tell(change)
 
     async def _seek(self, ref: ModelRef) -> None:
         """Ask entry points of the hash table, a few at a time, until one knows."""

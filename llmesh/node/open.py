@@ -27,6 +27,7 @@ from llmesh.gateway.server import serve
 from llmesh.journal.open import Journal, open_journal
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
+from llmesh.mesh.events import Events
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import DialBacks, Reachability
@@ -34,6 +35,7 @@ from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router
 from llmesh.mesh.seeder import open_seeder
 from llmesh.mesh.teller import Teller
+from llmesh.mesh.witness import seen
 from llmesh.net import artifact, inference, reachability
 from llmesh.net.host import Host
 from llmesh.net.libp2p.addresses import peer_address
@@ -141,6 +143,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
     signer = account_signer(home)
     store = await _open_store(config, home)
     throttle = Throttle(config.transfer_rate)
+    events = Events()
     async with (
         open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
@@ -153,7 +156,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         provider = Provider(host.peer_id, runtime)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
         handlers = {
-            inference.PROTOCOL: inference.handler(_while_open(drain, provider.serve)),
+            inference.PROTOCOL: inference.handler(_while_open(drain, seen(events, provider))),
             reachability.PROTOCOL: reachability.handler(
                 lambda peer, asked: dial_backs.dial_back(peer, asked)
             ),
@@ -163,12 +166,13 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             open_discovery(
                 host,
                 handlers | {artifact.PROTOCOL: artifact.handler(seeder.serve, throttle)},
-                _settings(config),
+                _settings(config, events),
             ) as discovery,
         ):
             dial_backs = DialBacks(host, discovery.sessions)
             reputation = Reputation(discovery.is_down)
             rooms = Rooms(
+                events=events,
                 host=host,
                 journal=journal,
                 keys=keys,
@@ -229,10 +233,11 @@ async def _open_host(config: NodeConfig, home: Home) -> AsyncIterator[Host]:
         yield host
 
 
-def _settings(config: NodeConfig) -> DiscoverySettings:
+def _settings(config: NodeConfig, events: Events) -> DiscoverySettings:
     return DiscoverySettings(
         bootstrap=[peer_address(text) for text in config.bootstrap],
         bounds=Bounds(min_stake=config.min_stake),
+        events=events,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
+from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan, Wishes
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
@@ -28,11 +29,13 @@ from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
 from llmesh.mesh.download import Progress, Report
+from llmesh.mesh.events import Events, ModelDeployed, TransferProgressed
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router, Streamed
 from llmesh.mesh.teller import Teller
+from llmesh.mesh.witness import asked
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
 from llmesh.runtime.bundle import Bundle
@@ -45,12 +48,15 @@ from llmesh.runtime.store import Store
 __all__ = ["Node", "Rooms"]
 
 _FREE = Amount(0)
+TRANSFER_PERIOD = 1.0
+"""Seconds between two events of one transfer, its end apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
     """The parts of a node, open and running."""
 
+    events: Events
     host: Host
     journal: Journal
     keys: Keys
@@ -81,6 +87,11 @@ class Node:
     def peer_id(self) -> PeerId:
         """Who it is."""
         return self._rooms.host.peer_id
+
+    @property
+    def events(self) -> Events:
+        """Where it tells what happens."""
+        return self._rooms.events
 
     @property
     def dial_addresses(self) -> tuple[str, ...]:
@@ -163,8 +174,12 @@ class Node:
         While it lasts, `status` shows how far it is.
         """
 
+        pace = Pace(1, TRANSFER_PERIOD)
+
         def tell(progress: Progress) -> None:
             self._transfers[ref] = progress
+            if pace.take(ref, trio.current_time()) or progress.done == progress.total:
+                self.events.tell(TransferProgressed(progress))
             report(progress)
 
         try:
@@ -195,6 +210,7 @@ class Node:
         except MeshError:
             await self._undo(bundle, before)
             raise
+        self.events.tell(ModelDeployed(offer))
         return offer.model_id
 
     def _announce(self, offer: Offer, before: Offer | None) -> None:
@@ -224,17 +240,21 @@ class Node:
 
     async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
         """Run a request on whoever of the mesh serves it; NodeBusy while the node shuts down."""
-        with self._drain.entered():
-            return await self._rooms.router.infer(request, wishes)
+        with self._drain.entered(), asked(self.events, request) as witness:
+            witness.result = await self._rooms.router.infer(request, wishes)
+            return witness.result
 
     @asynccontextmanager
     async def stream(
         self, request: InferenceRequest, wishes: Wishes | None = None
     ) -> AsyncGenerator[AsyncIterator[Streamed]]:
         """`infer`, as the answer comes; leaving the block stops the work."""
-        with self._drain.entered():
-            async with self._rooms.router.stream(request, wishes) as events:
-                yield events
+        with self._drain.entered(), asked(self.events, request) as witness:
+            async with (
+                self._rooms.router.stream(request, wishes) as events,
+                aclosing(witness.watching(events)) as watched,
+            ):
+                yield watched
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         """Who would serve a request, in order, and at what fee; nothing is run."""

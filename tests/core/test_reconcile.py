@@ -167,5 +167,7 @@ def test_only_what_is_newer_and_genuine_is_taken() -> None:
             take(directory, bad, giver, NOW)
     with pytest.raises(ValidationFailed, match="expired"):
         take(directory, Record.of(signed(2)), giver, NOW + 1800)
-    assert take(directory, Record.of(signed(1, 3)), giver, NOW) == Learnt(signed(1, 3), renewal=True)
+    assert take(directory, Record.of(signed(1, 3)), giver, NOW) == Learnt(
+        signed(1, 3), renewal=True, before=signed(1, 2)
+    )
     assert len(directory) == 1

@@ -16,6 +16,7 @@ from llmesh.core.reference import ModelRef
 from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, ValidationFailed
 from llmesh.ledger.local import verify_ledger
+from llmesh.mesh.events import EventName, ModelDeployed, TransferProgressed
 from llmesh.node.config import NodeConfig
 from llmesh.node.faults import StartRefused
 from llmesh.node.files import write_durably
@@ -209,5 +210,11 @@ async def test_a_copy_takes_the_name_it_was_asked_for_by(config: NodeConfig, tmp
             if len(await copy.search("", None, 10)) == 2:
                 break
             await trio.sleep(0.02)
-        await copy.replicate(ModelRef.parse("dear"), None, lambda _: None)
+        with copy.events.subscribed({EventName.TRANSFER, EventName.MODEL_DEPLOYED}) as told:
+            await copy.replicate(ModelRef.parse("dear"), None, lambda _: None)
+            event = (await anext(told)).event
+            while isinstance(event, TransferProgressed):
+                progress, event = event.progress, (await anext(told)).event
+        assert progress.done == progress.total
+        assert event == ModelDeployed(copy.offers[0])
         assert [(offer.card.name, offer.fee) for offer in copy.offers] == [("dear", Amount.parse(0.2))]

@@ -24,6 +24,7 @@ from llmesh.core.reference import ModelRef
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
 from llmesh.mesh.entrypoints import entry_key
+from llmesh.mesh.events import Events
 from llmesh.mesh.peers import Limits
 from llmesh.net.call import Call
 from llmesh.net.directory import PROTOCOL
@@ -76,6 +77,7 @@ class Node:
     host: MemoryHost
     discovery: Discovery
     announcer: Announcer
+    events: Events
 
     @property
     def peer_id(self) -> PeerId:
@@ -132,6 +134,7 @@ class Mesh:
             limits=limits,
             clock=clock,
             rng=Random(number),
+            events=Events(),
         )
         with trio.CancelScope() as self._scopes[number]:
             async with (
@@ -152,7 +155,7 @@ class Mesh:
                     rng=Random(number),
                 )
                 nursery.start_soon(announcer.run)
-                self.nodes[number] = Node(number, host, discovery, announcer)
+                self.nodes[number] = Node(number, host, discovery, announcer, settings.events)
                 task_status.started(self.nodes[number])
                 await trio.sleep_forever()
 

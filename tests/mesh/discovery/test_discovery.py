@@ -15,6 +15,7 @@ from llmesh.core.announcement import DOMAIN, SignedAnnouncement, sign_announceme
 from llmesh.core.query import Record
 from llmesh.core.reference import ModelRef
 from llmesh.crypto import sign
+from llmesh.mesh.events import EventName, ModelAnnounced, ModelChange, PeerChange, PeerUpdated
 
 if TYPE_CHECKING:
     from tests.mesh.discovery.conftest import Mesh
@@ -55,6 +56,49 @@ async def test_an_offer_is_found_by_everyone_at_once_and_gone_at_once(
         await last.announcer.withdraw()
         assert first.providers() == set(), "withdraw waits until every connected peer knows"
         await until(lambda: all(node.providers() == set() for node in nodes), 0.5)
+
+
+async def test_what_peers_and_offers_do_is_told(mesh: OpenMesh, autojump_clock: MockClock) -> None:
+    async with mesh() as m:
+        first = await m.node(0)
+        with first.events.subscribed(set(EventName)) as told:
+            other = await m.node(1, first)
+            await trio.sleep(1)
+            other.announcer.offer(m.offer())
+            await trio.sleep(1)
+            other.announcer.offer(m.offer(fee="0.2"))
+            other.announcer.offer(m.offer("second"))
+            await trio.sleep(20)
+            await other.announcer.withdraw()
+            await trio.sleep(1)
+            m.kill(other)
+            await trio.sleep(30)
+            heard = [(await anext(told)).event for _ in range(8)]
+        peer, old, new = other.peer_id, m.offer(), m.offer(fee="0.2")
+        assert heard == [
+            PeerUpdated(peer, PeerChange.UP),
+            PeerUpdated(peer, PeerChange.NEW),
+            ModelAnnounced(old, peer, ModelChange.APPEARED),
+            ModelAnnounced(new, peer, ModelChange.CHANGED),
+            ModelAnnounced(m.offer("second"), peer, ModelChange.APPEARED),
+            ModelAnnounced(new, peer, ModelChange.GONE),
+            ModelAnnounced(m.offer("second"), peer, ModelChange.GONE),
+            PeerUpdated(peer, PeerChange.DOWN),
+        ]
+
+
+async def test_offers_of_a_peer_that_is_heard_of_no_more_go(
+    mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with mesh() as m:
+        first, other = await m.node(0), await m.node(1)
+        first.discovery.met(other.contact)
+        other.announcer.offer(m.offer())
+        await until(lambda: first.providers() == {other.peer_id}, 5)
+        with first.events.subscribed({EventName.MODEL_ANNOUNCE}) as told:
+            m.kill(other)
+            with trio.fail_after(7200):
+                assert (await anext(told)).event == ModelAnnounced(m.offer(), other.peer_id, ModelChange.GONE)
 
 
 async def test_all_sixty_providers_of_one_name_are_found(mesh: OpenMesh, autojump_clock: MockClock) -> None:
