@@ -12,6 +12,7 @@ from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
 
 from llmesh.errors import (
+    Conflict,
     InsufficientBalance,
     ModelFailed,
     ModelNotFound,
@@ -25,6 +26,7 @@ from llmesh.gateway.callers import Scope
 from llmesh.gateway.docs import docs_routes
 from llmesh.gateway.faces import face_routes, tell_for
 from llmesh.gateway.gate import Gate
+from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, keyed
 from llmesh.gateway.inference import Router, post_inference
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
 from llmesh.gateway.live import Connection
@@ -101,9 +103,10 @@ def routes(
     """Everything the gateway serves, told once for the app, the OpenAPI document and the page."""
     api = (
         Route(
-            "POST", "/api/v1/inference", Scope.INFERENCE, partial(post_inference, router),
+            "POST", "/api/v1/inference", Scope.INFERENCE, keyed(partial(post_inference, router)),
             "Run one inference on whoever offers the model.",
-            answers=(ResultBody, PlanBody), body=InferenceBody, errors=_ROUTER_ERRORS,
+            answers=(ResultBody, PlanBody), body=InferenceBody, headers=IDEMPOTENCY_KEY,
+            errors=(*_ROUTER_ERRORS, Conflict),
         ),
         Route(
             "GET", "/api/v1/models", Scope.READ, partial(get_models, catalogue),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from quart import Response
 from werkzeug.exceptions import UnsupportedMediaType
@@ -37,6 +39,7 @@ from llmesh.gateway.deploy_schema import (
     decode_deploy,
     decode_metadata,
 )
+from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, Idempotency
 from llmesh.gateway.models import render_offer
 from llmesh.gateway.multipart import Piece, pieces_of_parts
 from llmesh.gateway.openapi import Route
@@ -45,6 +48,9 @@ from llmesh.gateway.schema import decode, decode_query, encode
 from llmesh.runtime.incoming import Incoming
 
 __all__ = ["Shelf", "deploy_routes"]
+
+
+_Said: TypeAlias = MetadataBody | UploadQuery
 
 
 class Shelf(Protocol):
@@ -72,10 +78,10 @@ def deploy_routes(shelf: Shelf) -> tuple[Route, ...]:
     path = "/api/v1/models/{id}"
     return (
         Route(
-            "POST", "/api/v1/models", Scope.DEPLOY, partial(post_model, shelf),
+            "POST", "/api/v1/models", Scope.DEPLOY, partial(post_model, _Desk(shelf)),
             "Serve a model: upload it, or name a path on the node's own disk.",
             answers=(DeployedBody,), status=201, body=DeployBody, uploads=UPLOADS, query=UploadQuery,
-            errors=(InsufficientStake, Conflict, ModelFailed),
+            headers=IDEMPOTENCY_KEY, errors=(InsufficientStake, Conflict, ModelFailed),
         ),
         Route("GET", path, Scope.READ, partial(get_model, shelf), "Who offers a model, and on what terms.",
               answers=(ModelDetailBody,), variables=id, errors=(ModelNotFound,)),
@@ -85,16 +91,35 @@ def deploy_routes(shelf: Shelf) -> tuple[Route, ...]:
     )  # fmt: skip
 
 
-async def post_model(shelf: Shelf, request: Request) -> Response:
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """Where models are brought, each under its Idempotency-Key once."""
+
+    shelf: Shelf
+    idempotency: Idempotency = field(default_factory=Idempotency)
+
+    async def deploy(self, request: Request, source: Path, said: _Said, digest: bytes) -> Response:
+        """Serve what lies at a path; `digest` is that of the bytes that were sent."""
+        _check(said)
+
+        async def run() -> Response:
+            model = await self.shelf.deploy(source, said.name, said.price, said.version, said.description)
+            return _json(DeployedBody(model, said.name, said.version), 201)
+
+        fingerprint = hashlib.blake2b(encode(said) + digest).digest()
+        return await self.idempotency.once(request, fingerprint, run)
+
+
+async def post_model(desk: _Desk, request: Request) -> Response:
     """Serve a model that comes with the request or lies on this machine."""
     said = decode_query(request.query_string, UploadQuery)
     match request.mimetype:
         case "application/json":
-            return await _deploy_path(shelf, request)
+            return await _deploy_path(desk, request)
         case "application/octet-stream":
-            return await _deploy_stream(shelf, request, said)
+            return await _deploy_stream(desk, request, said)
         case "multipart/form-data":
-            return await _deploy_form(shelf, request)
+            return await _deploy_form(desk, request)
     raise UnsupportedMediaType(
         "A model comes as multipart/form-data or application/octet-stream, a path as application/json."
     )
@@ -117,49 +142,67 @@ async def delete_model(shelf: Shelf, request: Request) -> Response:
     return _json(RemovedBody(model))
 
 
-async def _deploy_path(shelf: Shelf, request: Request) -> Response:
+async def _deploy_path(desk: _Desk, request: Request) -> Response:
     body = decode(await request.json_bytes(), decode_deploy)
     if not request.is_local:
         raise Unauthorized("Only programs on the node's own machine may name a path; upload the model.")
     request.caller.count(Counted.DEPLOY)
-    return await _deploy(shelf, _path(body.path), body)
+    return await desk.deploy(request, _path(body.path), body, b"")
 
 
-async def _deploy_stream(shelf: Shelf, request: Request, said: UploadQuery) -> Response:
+async def _deploy_stream(desk: _Desk, request: Request, said: UploadQuery) -> Response:
     _check(said)
     request.caller.count(Counted.DEPLOY)  # before anything of the body is taken in
-    async with shelf.incoming() as incoming, aclosing(request.pieces()) as pieces:
+    async with desk.shelf.incoming() as incoming, aclosing(request.pieces()) as pieces:
+        upload = _Upload(incoming)
         async for piece in pieces:
-            await incoming.write(piece)
-        return await _deploy(shelf, await incoming.finish(), said)
+            await upload.write(piece)
+        return await desk.deploy(request, await incoming.finish(), said, upload.digest())
 
 
-async def _deploy_form(shelf: Shelf, request: Request) -> Response:
+async def _deploy_form(desk: _Desk, request: Request) -> Response:
     boundary = request.mimetype_params.get("boundary", "")
-    form = _Form()
     request.caller.count(Counted.DEPLOY)
     async with (
-        shelf.incoming() as incoming,
+        desk.shelf.incoming() as incoming,
         aclosing(request.pieces()) as body,
         aclosing(pieces_of_parts(body, boundary)) as pieces,
     ):
+        upload = _Upload(incoming)
+        form = _Form(upload)
         async for piece in pieces:
-            await form.take(piece, incoming)
-        return await _deploy(shelf, await incoming.finish(), form.metadata())
+            await form.take(piece)
+        return await desk.deploy(request, await incoming.finish(), form.metadata(), upload.digest())
+
+
+class _Upload:
+    """A file on its way to the disk, and the digest of what has passed."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+        self._hash = hashlib.blake2b()
+
+    async def write(self, piece: bytes) -> None:
+        self._hash.update(piece)
+        await self._incoming.write(piece)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 class _Form:
     """The two parts of an upload as they come: `metadata` is kept here, `file` goes to disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, upload: _Upload) -> None:
+        self._upload = upload
         self._seen: set[str] = set()
         self._metadata = b""
 
-    async def take(self, piece: Piece, incoming: Incoming) -> None:
+    async def take(self, piece: Piece) -> None:
         if piece.first:
             self._begin(piece.name)
         if piece.name == "file":
-            await incoming.write(piece.data)
+            await self._upload.write(piece.data)
             return
         self._metadata += piece.data
         if len(self._metadata) > METADATA_LIMIT:
@@ -181,13 +224,7 @@ class _Form:
         self._seen.add(name)
 
 
-async def _deploy(shelf: Shelf, source: Path, said: MetadataBody | UploadQuery) -> Response:
-    _check(said)
-    model = await shelf.deploy(source, said.name, said.price, said.version, said.description)
-    return _json(DeployedBody(model, said.name, said.version), 201)
-
-
-def _check(said: MetadataBody | UploadQuery) -> None:
+def _check(said: _Said) -> None:
     """Refuse bad words before a large file has come in vain."""
     model_name(said.name)
     model_version(said.version)

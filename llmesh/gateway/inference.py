@@ -9,15 +9,16 @@ from typing import Protocol, TypeAlias
 from quart import Response
 
 from llmesh.core.exchange import Accepted
+from llmesh.core.ids import RequestId
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Plan, Wishes
 from llmesh.errors import ModelFailed
-from llmesh.gateway.callers import Counted
-from llmesh.gateway.inference_schema import PlanBody, ResultBody, decode_inference
+from llmesh.gateway.callers import Caller, Counted
+from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode
 
-__all__ = ["Router", "Streamed", "post_inference", "render_result"]
+__all__ = ["Router", "Streamed", "answer_inference", "post_inference", "render_result"]
 
 
 Streamed: TypeAlias = Accepted | Chunk | Result
@@ -42,13 +43,18 @@ class Router(Protocol):
 async def post_inference(router: Router, request: Request) -> Response:
     """Run one inference, or tell who would.  A client that hangs up cancels it."""
     body = decode(await request.json_bytes(), decode_inference)
-    asked, wishes = body.to_request(request.id), body.to_wishes()
+    return Response(
+        await answer_inference(router, request.caller, request.id, body), content_type="application/json"
+    )
+
+
+async def answer_inference(router: Router, caller: Caller, id: RequestId, body: InferenceBody) -> bytes:
+    """The result, or the plan of a dry run, as JSON.  Raises MeshError."""
+    asked, wishes = body.to_request(id), body.to_wishes()
     if body.dry_run:
-        answer = encode(PlanBody.of(request.id, await router.plan(asked, wishes)))
-    else:
-        request.caller.count(Counted.INFERENCE)
-        answer = render_result(await router.infer(asked, wishes))
-    return Response(answer, content_type="application/json")
+        return encode(PlanBody.of(id, await router.plan(asked, wishes)))
+    caller.count(Counted.INFERENCE)
+    return render_result(await router.infer(asked, wishes))
 
 
 def render_result(result: Result) -> bytes:

@@ -49,6 +49,7 @@ class Route:
     uploads: Mapping[str, _Schema] = field(default_factory=dict)
     query: type[msgspec.Struct] | None = None
     variables: Mapping[str, _Schema] = field(default_factory=dict)
+    headers: Mapping[str, _Schema] = field(default_factory=dict)
     errors: tuple[type[MeshError], ...] = ()
     streams: bool = False
     failure: type[msgspec.Struct] = Problem
@@ -78,7 +79,7 @@ class Route:
     def _input_errors(self) -> tuple[type[MeshError], ...]:
         if self.body:
             return (Malformed, ValidationFailed, TooLarge)
-        return (ValidationFailed,) if self.query or self.variables else ()
+        return (ValidationFailed,) if self.query or self.variables or self.headers else ()
 
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
@@ -138,6 +139,8 @@ def _operation_id(route: Route) -> str:
 def _parameters(route: Route, schemas: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, schema in route.variables.items():
         yield {"name": name, "in": "path", "required": True, "schema": schema}
+    for name, schema in route.headers.items():
+        yield {"name": name, "in": "header", "required": False, "schema": schema}
     if route.query:
         shape = schemas[route.query.__name__]
         for name, schema in shape["properties"].items():

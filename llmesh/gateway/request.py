@@ -34,6 +34,7 @@ class Request(TrioRequest):
 
     body_class = Body  # type: ignore[assignment]  # has what Quart asks of it
     body: Body  # type: ignore[assignment]
+    _whole: bytes | None = None
 
     @cached_property
     def id(self) -> RequestId:
@@ -52,6 +53,11 @@ class Request(TrioRequest):
 
     async def bounded_bytes(self) -> bytes:
         """`json_bytes`, whatever the body is said to be."""
+        if self._whole is None:
+            self._whole = await self._read()
+        return self._whole
+
+    async def _read(self) -> bytes:
         most = self.max_content_length or 0
         if (self.content_length or 0) > most:
             raise RequestEntityTooLarge
@@ -82,6 +88,11 @@ class Request(TrioRequest):
             yield piece
             if came >= SLOWEST:
                 due, came = trio.current_time() + patience, 0
+
+    @property
+    def caller_name(self) -> str:
+        """Whose request it is: one caller's names mean nothing to another."""
+        return self.caller.name
 
     def variable(self, name: str) -> str:
         """A variable of the route's path."""

@@ -7,6 +7,7 @@ from functools import partial
 from ipaddress import ip_address
 
 from llmesh.gateway.app import App, GatewaySettings, application, create_app
+from llmesh.gateway.batch import batch_routes
 from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.guard import Guard
@@ -34,18 +35,23 @@ def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.soc
         always=bool(config.trusted_proxy) or not ip_address(listener.getsockname()[0]).is_loopback,
         proxies=config.trusted_proxy,
     )
-    return create_app(node, node, node, GatewaySettings(gate), deploy_routes(node))
+    return create_app(node, node, node, GatewaySettings(gate), _routes(node))
 
 
 def owner_app(home: Home, node: Node, journal: Journal, keys: Keys) -> App:
     """All of it, and what only the owner may do, for the owner's socket."""
-    more = (*deploy_routes(node), *_owner_routes(home, journal, keys))
+    more = (*_routes(node), *_owner_routes(home, journal, keys))
     return create_app(node, node, node, _UNGUARDED, more)
 
 
 def files_app(home: Home, journal: Journal, keys: Keys) -> App:
     """What the owner may do while no node runs."""
     return application(_owner_routes(home, journal, keys), _UNGUARDED)
+
+
+def _routes(node: Node) -> tuple[Route, ...]:
+    """What both faces have beyond the gateway's own."""
+    return (*deploy_routes(node), *batch_routes(node))
 
 
 def _owner_routes(home: Home, journal: Journal, keys: Keys) -> tuple[Route, ...]:

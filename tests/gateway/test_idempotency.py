@@ -1,0 +1,201 @@
+"""Idempotency-Key: what is sent twice is done once, whatever happens to the first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from quart_trio.testing import TrioClient
+
+from llmesh.core.inference import InferenceRequest, Result
+from llmesh.errors import NodeBusy
+from llmesh.gateway import idempotency
+from llmesh.gateway.app import create_app
+from llmesh.gateway.deploy import deploy_routes
+
+from .conftest import FakeCatalogue, FakeNode, FakeRouter, label
+from .test_deploy import FORM, FakeShelf, form, said, shelf  # noqa: F401 - a fixture
+
+URL = "/api/v1/inference"
+ASKED = {"model": "m", "input": "x"}
+
+
+async def post(client: TrioClient, body: Any = ASKED, key: str | None = "k") -> Any:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await client.post(URL, json=body, headers=headers)
+
+
+async def content(answer: Any) -> dict[str, Any]:
+    return json.loads(await answer.get_data())
+
+
+async def test_the_same_again_gives_the_same_answer(client, router) -> None:
+    first, again = await post(client), await post(client)
+    assert await content(first) == await content(again)
+    assert first.headers["X-Request-Id"] == again.headers["X-Request-Id"] == router.requests[0].id
+    assert "Idempotency-Replayed" not in first.headers
+    assert (again.status_code, again.headers["Idempotency-Replayed"]) == (200, "true")
+    assert len(router.requests) == 1
+
+
+async def test_other_keys_and_none_run_anew(client, router) -> None:
+    for key in ("k", "l", None, None):
+        await post(client, key=key)
+    assert len({request.id for request in router.requests}) == 4
+
+
+async def test_another_request_under_the_key_is_a_conflict(client, router) -> None:
+    await post(client)
+    answer = await post(client, {"model": "m", "input": "y"})
+    assert (answer.status_code, (await content(answer))["code"]) == (409, 4003)
+    assert len(router.requests) == 1
+
+
+async def test_a_later_life_of_the_node_asks_under_the_same_id(router) -> None:
+    for _ in range(2):
+        app = create_app(router, FakeCatalogue(), FakeNode())
+        await post(app.test_client())
+        await post(app.test_client(), {"model": "m", "input": "y"}, key="l")
+    first, other, again, same = (request.id for request in router.requests)
+    assert (first, other) == (again, same)
+    assert first != other
+
+
+async def test_while_the_first_runs_the_second_waits(client, router, autojump_clock) -> None:
+    async def slowly(request: InferenceRequest) -> Result:
+        await trio.sleep(5)
+        return await label(request)
+
+    router.answer = slowly
+    answers: list[Any] = []
+
+    async def ask() -> None:
+        answers.append(await content(await post(client)))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask)
+    assert len(router.requests) == 1
+    assert answers == [answers[0]] * 10
+
+
+async def test_a_failure_is_told_to_all_who_wait_and_leaves_the_key_free(client, router) -> None:
+    async def fail(request: InferenceRequest) -> Result:
+        await trio.sleep(0.01)
+        raise NodeBusy("No place is free.", retry_after=1)
+
+    router.answer = fail
+    codes: list[int] = []
+
+    async def ask() -> None:
+        codes.append((await post(client)).status_code)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+    assert (codes, len(router.requests)) == ([503] * 3, 1)
+    router.answer = label
+    assert (await post(client)).status_code == 200
+    assert router.requests[0].id == router.requests[1].id
+
+
+async def test_when_the_first_client_goes_the_second_takes_over(client, router) -> None:
+    async def forever(request: InferenceRequest) -> Result:
+        router.answer = label
+        await trio.sleep_forever()
+        raise AssertionError
+
+    router.answer = forever
+    statuses: list[int] = []
+
+    async def second() -> None:
+        statuses.append((await post(client)).status_code)
+
+    async with trio.open_nursery() as waiting, trio.open_nursery() as going:
+        going.start_soon(post, client)
+        await router.entered.wait()
+        waiting.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        going.cancel_scope.cancel()
+    assert (statuses, len(router.requests)) == ([200], 2)
+
+
+async def test_a_bug_leaves_the_key_free(client, router) -> None:
+    async def fail(request: InferenceRequest) -> Result:
+        raise ZeroDivisionError
+
+    router.answer = fail
+    assert (await post(client)).status_code == 500
+    router.answer = label
+    assert (await post(client)).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "two words", "ä", "k\tk"])
+async def test_bad_keys(client, router, key: str) -> None:
+    answer = await post(client, key=key)
+    assert (answer.status_code, (await content(answer))["code"]) == (422, 1004)
+    assert not router.requests
+
+
+async def test_keys_are_forgotten_after_a_day(client, router, autojump_clock) -> None:
+    await post(client)
+    await trio.sleep(idempotency.KEPT - 1)
+    await post(client)
+    assert len(router.requests) == 1
+    await trio.sleep(2)
+    assert (await post(client, {"model": "m", "input": "y"})).status_code == 200
+    assert len(router.requests) == 2
+
+
+async def test_the_oldest_answers_go_first_and_nothing_under_way(client, router, monkeypatch) -> None:
+    monkeypatch.setattr(idempotency, "MOST", 3)
+    for key in "abcd":
+        await post(client, key=key)
+    await post(client, key="d")
+    await post(client, key="b")
+    assert len(router.requests) == 4
+    await post(client, key="a")  # forgotten
+    assert len(router.requests) == 5
+
+    async def forever(request: InferenceRequest) -> Result:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    router.answer = forever
+    async with trio.open_nursery() as nursery:
+        for key in "xyz":
+            nursery.start_soon(post, client, ASKED, key)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await post(client, key="w")).status_code == 503
+        nursery.cancel_scope.cancel()
+    router.answer = label
+    assert (await post(client, key="w")).status_code == 200
+
+
+async def test_kept_answers_are_bounded_in_bytes(client, router, monkeypatch) -> None:
+    monkeypatch.setattr(idempotency, "MOST_BYTES", 1000)
+    for key in "abcdef":
+        await post(client, key=key)
+    await post(client, key="a")
+    assert len(router.requests) == 7
+    await post(client, key="a")
+    assert len(router.requests) == 7
+
+
+async def test_a_model_brought_twice_is_deployed_once(shelf: FakeShelf) -> None:  # noqa: F811
+    client = create_app(FakeRouter(), FakeCatalogue(), FakeNode(), None, deploy_routes(shelf)).test_client()
+    headers = FORM | {"Idempotency-Key": "k"}
+
+    async def bring(data: bytes, boundary: bytes = b"XX", **fields: Any) -> int:
+        body = form(("metadata", None, said(**fields)), ("file", "m.onnx", data)).replace(b"XX", boundary)
+        kind = {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}
+        return int((await client.post("/api/v1/models", data=body, headers=headers | kind)).status_code)
+
+    assert await bring(b"model") == 201
+    assert await bring(b"model", b"YY") == 201
+    assert len(shelf.deployed) == 1
+    assert await bring(b"other") == 409
+    assert await bring(b"model", fee=1) == 409
+    assert len(shelf.deployed) == 1
