@@ -1,4 +1,4 @@
-"""What only the node's owner may ask, by the owner's socket: keys and backups."""
+"""What only the node's owner may ask, by the owner's socket: keys, backups, the wallet."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from llmesh.gateway.owner_schema import (
 )
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode
+from llmesh.gateway.wallet import Wallet, wallet_routes
 from llmesh.journal.keys import KeyRow
 
 __all__ = ["BackUp", "owner_routes"]
@@ -36,9 +37,10 @@ BackUp: TypeAlias = Callable[[Path], Awaitable[Sequence[str]]]
 """Writes a backup into a folder and tells the names of its files."""
 
 
-def owner_routes(keys: Keys, back_up: BackUp) -> tuple[Route, ...]:
+def owner_routes(keys: Keys, back_up: BackUp, wallet: Wallet) -> tuple[Route, ...]:
     """The routes that are on the owner's socket only."""
     return (
+        *wallet_routes(wallet),
         Route("GET", "/owner/keys", Scope.OWNER, partial(get_keys, keys),
               "Every key of this gateway.", answers=(KeysBody,)),
         Route("POST", "/owner/keys", Scope.OWNER, partial(post_key, keys),
@@ -48,8 +50,8 @@ def owner_routes(keys: Keys, back_up: BackUp) -> tuple[Route, ...]:
               "Make a key good for nothing from now on.", answers=(KeyBody,), body=RevokedBody,
               errors=(Conflict, TransactionFailed)),
         Route("POST", "/owner/backup", Scope.OWNER, partial(post_backup, back_up),
-              "Write a backup of keys and journal into a folder.", answers=(SavedBody,), body=BackupBody,
-              errors=(Conflict, TransactionFailed)),
+              "Write a backup of keys, journal and ledger into a folder.", answers=(SavedBody,),
+              body=BackupBody, errors=(Conflict, TransactionFailed)),
     )  # fmt: skip
 
 

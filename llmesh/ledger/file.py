@@ -29,7 +29,7 @@ from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
 
 __all__ = [
     "LedgerFile", "connect", "entry_in", "load_books", "load_clock", "load_entries", "load_genesis",
-    "save_clock", "start_file", "trouble",
+    "save_clock", "start_file", "sync_folder", "trouble",
 ]  # fmt: skip
 
 APPLICATION = 0x4C4C4D4C
@@ -145,7 +145,7 @@ def start_file(path: Path, genesis: SignedGenesis) -> None:
     finally:
         db.close()
     fresh.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def load_genesis(db: apsw.Connection) -> SignedGenesis:
@@ -262,7 +262,8 @@ def _bytes(value: object) -> bytes:
     return value
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

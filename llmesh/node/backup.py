@@ -1,4 +1,4 @@
-"""Backups of what a node cannot do without: its two keys and its journal.
+"""Backups of what a node cannot do without: its two keys, its journal and its swarm's ledger.
 
 The models in its store are fetched or deployed again; everything else is made anew at a start.
 """
@@ -14,9 +14,11 @@ from llmesh.core.ids import PeerId
 from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
 from llmesh.journal import backup as journals
 from llmesh.journal.open import Journal
+from llmesh.ledger import backup as ledgers
 from llmesh.node.files import write_durably
 from llmesh.node.home import ACCOUNT, IDENTITY, JOURNAL, Home, held
 from llmesh.node.identity import load_seed
+from llmesh.node.swarm import LEDGER
 
 __all__ = ["back_up", "restore"]
 
@@ -24,23 +26,27 @@ _KEYS = (IDENTITY, ACCOUNT)
 
 
 async def back_up(home: Home, journal: Journal, folder: Path) -> tuple[str, ...]:
-    """Write keys and journal into a folder, made if it is not there; the names of the files.
+    """Write keys, journal and ledger into a folder, made if it is not there; the names of the files.
+
+    The ledger after the journal: what the journal calls done is in it then.
 
     An earlier backup of the same node there is replaced, file by file in one step each.  Raises
     Conflict where the folder holds something else, TransactionFailed where it cannot be written.
     """
     await trio.to_thread.run_sync(_prepare, home, folder)
     await journal.backup(folder / JOURNAL)
+    if has_ledger := (home.folder / LEDGER).exists():
+        await trio.to_thread.run_sync(ledgers.write_backup, home.folder / LEDGER, folder / LEDGER)
     await trio.to_thread.run_sync(_copy_keys, home, folder)
-    return (*_KEYS, JOURNAL)
+    return (*_KEYS, JOURNAL, *([LEDGER] if has_ledger else []))
 
 
 def restore(backup: Path, folder: Path) -> tuple[PeerId, Path | None]:
     """Put a backup into a data directory that no node holds; whose it is, and where the old journal went.
 
     The keys come last, so that an interrupted restore is no node yet; do it again then.  Raises
-    ValidationFailed for what is no whole backup, Conflict where the folder is another node's or its
-    journal knows more than the backup, StartRefused where a node runs.  Then nothing is changed.
+    ValidationFailed for what is no whole backup, Conflict where the folder is another node's or what is
+    there knows more than the backup, StartRefused where a node runs.  Then nothing is changed.
     """
     if missing := [name for name in (*_KEYS, JOURNAL) if not (backup / name).is_file()]:
         raise ValidationFailed(f"{backup} is no backup of a node: {', '.join(missing)} is missing.")
@@ -49,6 +55,8 @@ def restore(backup: Path, folder: Path) -> tuple[PeerId, Path | None]:
     with held(folder):
         for name in _KEYS:
             _check_same(backup / name, folder / name)
+        if (backup / LEDGER).exists():
+            ledgers.restore(backup / LEDGER, folder / LEDGER)
         kept = journals.restore(backup / JOURNAL, folder / JOURNAL, owner)
         for name in _KEYS:
             write_durably(folder / name, (backup / name).read_bytes())
@@ -58,7 +66,7 @@ def restore(backup: Path, folder: Path) -> tuple[PeerId, Path | None]:
 def _prepare(home: Home, folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        others = {path.name for path in folder.iterdir()} - {*_KEYS, JOURNAL}
+        others = {path.name for path in folder.iterdir()} - {*_KEYS, JOURNAL, LEDGER}
     except OSError as error:
         raise _unwritten(folder, error) from None
     if others:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ PATIENCE = 60.0
 
 
 class Desk:
-    """The owner's routes of one node; every call raises the MeshError that the node tells."""
+    """The owner's routes of one node; every call raises the MeshError that the node tells.
+
+    Numbers with a point come as Decimal: amounts of MESH stay what they are.
+    """
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http = http
@@ -42,7 +46,7 @@ class Desk:
             raise NodeUnreachable("No node answers on the owner's socket.") from None
         except httpx2.RequestError as error:
             raise NetworkError(f"The node hung up: {error or type(error).__name__}.") from None
-        told: dict[str, Any] = json.loads(answer.content)
+        told: dict[str, Any] = json.loads(answer.content, parse_float=Decimal)
         if answer.is_success:
             return told
         raise _error(told)
@@ -68,17 +72,13 @@ async def open_desk(folder: Path) -> AsyncIterator[Desk]:
 @asynccontextmanager
 async def _open_files(folder: Path) -> AsyncIterator[Desk]:
     # Takes half a second, which a running node's caller need not wait for.
-    from llmesh.gateway.keys import open_keys
-    from llmesh.journal.open import open_journal
     from llmesh.node.faces import files_app
-    from llmesh.node.home import JOURNAL, open_home
+    from llmesh.node.home import open_home
+    from llmesh.node.resting import open_resting
 
     with open_home(folder) as home:
-        async with (
-            open_journal(folder / JOURNAL, home.peer_id) as journal,
-            open_keys(journal, home.key_secret) as keys,
-        ):
-            app: Any = files_app(home, journal, keys)
+        async with open_resting(home) as (keys, wallet):
+            app: Any = files_app(home, keys, wallet)
             async with _client(httpx2.ASGITransport(app)) as http:
                 yield Desk(http)
 

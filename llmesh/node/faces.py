@@ -15,7 +15,7 @@ from llmesh.gateway.keys import Keys
 from llmesh.gateway.limits import Limits
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes
-from llmesh.journal.open import Journal
+from llmesh.gateway.wallet import Wallet
 from llmesh.node.backup import back_up
 from llmesh.node.config import NodeConfig
 from llmesh.node.home import Home
@@ -38,15 +38,15 @@ def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.soc
     return create_app(node, node, node, GatewaySettings(gate), _routes(node))
 
 
-def owner_app(home: Home, node: Node, journal: Journal, keys: Keys) -> App:
+def owner_app(home: Home, node: Node, keys: Keys, wallet: Wallet) -> App:
     """All of it, and what only the owner may do, for the owner's socket."""
-    more = (*_routes(node), *_owner_routes(home, journal, keys))
+    more = (*_routes(node), *_owner_routes(home, keys, wallet))
     return create_app(node, node, node, _UNGUARDED, more)
 
 
-def files_app(home: Home, journal: Journal, keys: Keys) -> App:
+def files_app(home: Home, keys: Keys, wallet: Wallet) -> App:
     """What the owner may do while no node runs."""
-    return application(_owner_routes(home, journal, keys), _UNGUARDED)
+    return application(_owner_routes(home, keys, wallet), _UNGUARDED)
 
 
 def _routes(node: Node) -> tuple[Route, ...]:
@@ -54,5 +54,5 @@ def _routes(node: Node) -> tuple[Route, ...]:
     return (*deploy_routes(node), *batch_routes(node))
 
 
-def _owner_routes(home: Home, journal: Journal, keys: Keys) -> tuple[Route, ...]:
-    return owner_routes(keys, partial(back_up, home, journal))
+def _owner_routes(home: Home, keys: Keys, wallet: Wallet) -> tuple[Route, ...]:
+    return owner_routes(keys, partial(back_up, home, wallet.journal), wallet)

@@ -107,7 +107,7 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
             closed = trio.Event()
             network = network_app(config, node, rooms.keys, listener)
             node.url = await nursery.start(serve, network, listener, closed)
-            own = owner_app(home, node, rooms.journal, rooms.keys)
+            own = owner_app(home, node, rooms.keys, node.wallet)
             await nursery.start(serve, own, owners, closed)
             with home.published({"pid": os.getpid(), **node.whereabouts()}):
                 task_status.started(node)

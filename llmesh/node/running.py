@@ -24,6 +24,7 @@ from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.status import NodeStatus, WorkerView
+from llmesh.gateway.wallet import Wallet
 from llmesh.journal.open import Journal
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
@@ -106,6 +107,16 @@ class Node:
     def offers(self) -> tuple[Offer, ...]:
         """What it serves."""
         return self._rooms.provider.offers
+
+    @property
+    def wallet(self) -> Wallet:
+        """Where its money is written down."""
+        rooms = self._rooms
+        return Wallet(rooms.journal, rooms.ledger, rooms.teller.signer.address, self._name_of)
+
+    def _name_of(self, model: ModelId) -> str:
+        """What a model is called, if an offer of it is known."""
+        return next((offer.card.name for offer, _ in self.offers_of(model)), "")
 
     @property
     def has_keys(self) -> bool:

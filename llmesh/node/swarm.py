@@ -23,8 +23,9 @@ from llmesh.mesh.teller import Teller
 from llmesh.node.faults import StartRefused
 from llmesh.node.home import Home
 
-__all__ = ["account_signer", "bond", "ledger_path", "open_ledger"]
+__all__ = ["LEDGER", "account_signer", "bond", "ledger_path", "open_ledger"]
 
+LEDGER = "ledger.db"
 ALLOCATION = Amount.parse(1_000_000)
 """What a lone node has at first."""
 UNBONDING = 7 * 86_400
@@ -33,7 +34,7 @@ UNBONDING = 7 * 86_400
 
 def ledger_path(folder: Path) -> Path:
     """The ledger's file in a data directory."""
-    return folder / "ledger.db"
+    return folder / LEDGER
 
 
 def account_signer(home: Home) -> Signer:

@@ -6,74 +6,24 @@ not be asked: a bad option, no node, a data directory that cannot be used.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from llmesh.node import values
-from llmesh.node.sources import configure
+from llmesh.node.asking import ask, die_by_signals, folder_of, of_a_node, show
+from llmesh.node.wallet import explain, wallet
 
 __all__ = ["VERBS"]
-
-T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., object])
 
 _SAVED = """\
 Keep it where others cannot read it: whoever has it is this node. Without it, a lost disk costs
   identity.key  the node's name: peers that know it, and its standing with them
   account.key   its money: nobody can move the balance, the stake or the deposits any more
   journal.db    what peers owe for work not yet claimed, all receipts, the keys and their budgets
+  ledger.db     the swarm's books, which other members have too, if there are any
 An old journal.db forgets what came after it; make backups often, and after each new key."""
-
-
-def _of_a_node(verb: F) -> F:
-    """The options that every verb has."""
-    shown = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-    where = click.option(
-        "--data-dir", metavar="FOLDER", help="Folder of the node, if it was started with one."
-    )
-    return where(shown(verb))
-
-
-def _folder(context: click.Context, data_dir: str | None) -> Path:
-    """The data directory that is meant, by the same rules as at a start."""
-    given = dict(context.find_root().params)
-    config = given.pop("config", None)
-    if data_dir is not None:
-        given["data_dir"] = data_dir
-    found = {name: value for name, value in given.items() if value not in (None, ())}
-    return configure(found, os.environ, config, lambda name: "--" + name.replace("_", "-")).data_dir
-
-
-def _ask(folder: Path, question: Callable[[Any], Awaitable[T]]) -> T:
-    """What the desk of a node answers to a question."""
-    import trio
-
-    from llmesh.node.desk import open_desk
-    from llmesh.node.faults import lone_errors
-
-    async def asked() -> T:
-        async with open_desk(folder) as desk:
-            return await question(desk)
-
-    _die_by_signals()
-    with lone_errors():
-        return trio.run(asked)
-
-
-def _die_by_signals() -> None:
-    """A verb that is interrupted has not done its work, and says so by how it ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _print(told: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], str]) -> None:
-    click.echo(json.dumps(told, indent=2, ensure_ascii=False) if as_json else render(told))
 
 
 @click.group("keys", no_args_is_help=False)
@@ -96,7 +46,7 @@ def keys() -> None:
     help="What it may do besides reading: inference, deploy, webhooks.  [default: inference]",
 )
 @click.option("--expires", metavar="TIME", help="When it ends, such as 12h or 30d.  [default: never]")
-@_of_a_node
+@of_a_node
 @click.pass_context
 def create_key(
     context: click.Context,
@@ -114,53 +64,53 @@ def create_key(
         "scopes": [word.strip() for word in scopes.split(",") if word.strip()],
         "lifetime": None if expires is None else values.duration(expires),
     }
-    told = _ask(_folder(context, data_dir), lambda desk: desk.post("/owner/keys", body))
-    _print(told, as_json, _new_key)
+    told = ask(folder_of(context, data_dir), lambda desk: desk.post("/owner/keys", body))
+    show(told, as_json, _new_key)
 
 
 @keys.command("list")
-@_of_a_node
+@of_a_node
 @click.pass_context
 def list_keys(context: click.Context, as_json: bool, data_dir: str | None) -> None:
     """Show all keys, and what is left of their budgets."""
-    told = _ask(_folder(context, data_dir), lambda desk: desk.get("/owner/keys"))
-    _print(told, as_json, _key_table)
+    told = ask(folder_of(context, data_dir), lambda desk: desk.get("/owner/keys"))
+    show(told, as_json, _key_table)
 
 
 @keys.command("revoke")
 @click.argument("key", metavar="ID_OR_NAME")
-@_of_a_node
+@of_a_node
 @click.pass_context
 def revoke_key(context: click.Context, key: str, as_json: bool, data_dir: str | None) -> None:
     """Make a key good for nothing from now on."""
-    told = _ask(_folder(context, data_dir), lambda desk: desk.post("/owner/keys/revoke", {"key": key}))
-    _print(told, as_json, lambda row: f"The key {row['id']} ({row['name']}) is revoked.")
+    told = ask(folder_of(context, data_dir), lambda desk: desk.post("/owner/keys/revoke", {"key": key}))
+    show(told, as_json, lambda row: f"The key {row['id']} ({row['name']}) is revoked.")
 
 
 @click.command("backup")
 @click.argument("path", type=click.Path(path_type=Path))
-@_of_a_node
+@of_a_node
 @click.pass_context
 def backup(context: click.Context, path: Path, as_json: bool, data_dir: str | None) -> None:
-    """Write the node's keys and journal into the folder PATH, also while it runs."""
+    """Write the node's keys, journal and ledger into the folder PATH, also while it runs."""
     body = {"path": str(path.expanduser().absolute())}
-    told = _ask(_folder(context, data_dir), lambda desk: desk.post("/owner/backup", body))
-    _print(told, as_json, lambda saved: f"{saved['path']} holds {', '.join(saved['files'])}.\n{_SAVED}")
+    told = ask(folder_of(context, data_dir), lambda desk: desk.post("/owner/backup", body))
+    show(told, as_json, lambda saved: f"{saved['path']} holds {', '.join(saved['files'])}.\n{_SAVED}")
 
 
 @click.command("restore")
 @click.argument("path", type=click.Path(path_type=Path))
-@_of_a_node
+@of_a_node
 @click.pass_context
 def restore(context: click.Context, path: Path, as_json: bool, data_dir: str | None) -> None:
     """Put the backup in the folder PATH into a data directory that no node holds."""
     from llmesh.node.backup import restore as put_back
 
-    folder = _folder(context, data_dir)
-    _die_by_signals()
+    folder = folder_of(context, data_dir)
+    die_by_signals()
     owner, kept = put_back(path.expanduser(), folder)
     told = {"node_id": owner, "path": str(folder), "replaced": None if kept is None else str(kept)}
-    _print(told, as_json, _restored)
+    show(told, as_json, _restored)
 
 
 def _restored(told: dict[str, Any]) -> str:
@@ -202,5 +152,5 @@ def _state(row: dict[str, Any]) -> str:
     return f"until {row['expires']}" if row.get("expires") else "in force"
 
 
-VERBS: tuple[click.Command, ...] = (keys, backup, restore)
+VERBS: tuple[click.Command, ...] = (keys, wallet, explain, backup, restore)
 """The subcommands of `python -m llmesh.node`."""

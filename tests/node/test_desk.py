@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,9 +13,18 @@ from typing import Any
 
 import httpx2
 import pytest
+import trio
 from click.testing import CliRunner
 
+from llmesh.core.address import Address
+from llmesh.core.amount import Amount
+from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
+from llmesh.core.receipt import Charge, Receipt, SignedReceipt, Work
+from llmesh.core.voucher import ChannelId
 from llmesh.errors import Conflict, ModelNotFound, ValidationFailed
+from llmesh.journal.columns import Side
+from llmesh.journal.open import open_journal
+from llmesh.journal.receipts import ReceiptRow, StoreReceipt
 from llmesh.node.backup import restore
 from llmesh.node.cli import main
 from llmesh.node.config import NodeConfig
@@ -22,6 +32,7 @@ from llmesh.node.desk import Desk, open_desk
 from llmesh.node.faults import StartRefused
 from llmesh.node.home import held, open_home
 from llmesh.node.open import open_node
+from llmesh.node.swarm import account_signer, open_ledger
 
 
 @pytest.fixture
@@ -38,10 +49,16 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+async def start_once(config: NodeConfig) -> None:
+    """What a first start leaves behind."""
+    with open_home(config.data_dir) as home:
+        async with open_ledger(home, account_signer(home), Amount(0)):
+            pass
+
+
 @asynccontextmanager
 async def files(config: NodeConfig) -> AsyncIterator[Desk]:
-    with open_home(config.data_dir):
-        pass
+    await start_once(config)
     async with open_desk(config.data_dir) as desk:
         yield desk
 
@@ -116,8 +133,7 @@ async def test_where_no_node_ever_was_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_restoring_is_refused_where_it_would_lose_something(config: NodeConfig, tmp_path: Path) -> None:
-    with open_home(config.data_dir):
-        pass
+    trio.run(start_once, config)
     invoke(config, "keys", "create", "--name", "a")
     assert invoke(config, "backup", str(tmp_path / "saved"))["files"]
     with held(config.data_dir), pytest.raises(StartRefused, match="held"):
@@ -144,8 +160,7 @@ def invoke(config: NodeConfig, *arguments: str) -> Any:
 
 
 def test_the_verbs_print_for_people(config: NodeConfig, tmp_path: Path) -> None:
-    with open_home(config.data_dir):
-        pass
+    trio.run(start_once, config)
 
     def said(*arguments: str) -> str:
         done = CliRunner().invoke(main, ["--data-dir", str(config.data_dir), *arguments])
@@ -160,6 +175,32 @@ def test_the_verbs_print_for_people(config: NodeConfig, tmp_path: Path) -> None:
     assert "account.key" in said("backup", str(tmp_path / "saved"))
     assert "again" in said("restore", str(tmp_path / "saved"))
     assert "revoked" in said("keys", "revoke", "[bold]x")
+    assert "1000000" in said("wallet")
+    assert "Spent: nothing in 7 days." in said("wallet", "--days", "7")
+
+
+def test_an_explanation_reads_like_one(config: NodeConfig) -> None:
+    trio.run(start_once, config)
+    request = "ab" * 16
+    with pytest.raises(ValidationFailed, match="no receipt"):
+        invoke(config, "explain", request)
+    trio.run(store_a_receipt, config, request)
+    done = CliRunner().invoke(main, ["explain", request, "--data-dir", str(config.data_dir)])
+    for part in ("0.000005 MESH paid to 12D3", "charge 1 on channel", "NOT genuinely signed"):
+        assert part in done.stdout
+    spent = invoke(config, "wallet")["spending"]
+    assert [row["fees"] for row in spent] == [0.000005]
+
+
+async def store_a_receipt(config: NodeConfig, request: str) -> None:
+    charge = Charge(ChannelId(b"c" * 32), 1, Amount(5), Amount(5))
+    work = Work(ModelId("ab" * 32), "fp32-strict", bytes(32), bytes(32))
+    attempt = AttemptId(RequestId(request), 1)
+    receipt = Receipt(Address(b"p" * 20), attempt, bytes(32), work, charge, int(time.time()))
+    row = ReceiptRow(Side.PAYER, PeerId("12D3KooW" + "B" * 44), SignedReceipt(receipt, bytes(65)))
+    with open_home(config.data_dir) as home:
+        async with open_journal(config.data_dir / "journal.db", home.peer_id) as journal:
+            await journal.commit(StoreReceipt(row))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +211,6 @@ def test_the_verbs_print_for_people(config: NodeConfig, tmp_path: Path) -> None:
     ],
 )
 def test_bad_verbs_are_refused(config: NodeConfig, arguments: list[str]) -> None:
-    with open_home(config.data_dir):
-        pass
+    trio.run(start_once, config)
     with pytest.raises(ValidationFailed):
         invoke(config, *arguments)

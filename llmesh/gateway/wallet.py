@@ -1,0 +1,133 @@
+"""The wallet, for the owner alone: the account on the ledger, channels, fees, and what each was for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+from quart import Response
+
+from llmesh.core.address import Address, address_text
+from llmesh.core.amount import Amount
+from llmesh.core.ids import ModelId, request_id
+from llmesh.core.receipt import SignedReceipt, check_receipt
+from llmesh.core.typed import Chain
+from llmesh.errors import TransactionFailed, ValidationFailed
+from llmesh.gateway.callers import Scope
+from llmesh.gateway.openapi import Route
+from llmesh.gateway.request import Request
+from llmesh.gateway.schema import decode_query, encode, mesh
+from llmesh.gateway.wallet_schema import (
+    ChannelBody,
+    ChargeBody,
+    DoubtBody,
+    ExplainQuery,
+    ExplanationBody,
+    SpendingBody,
+    WalletBody,
+    WalletQuery,
+)
+from llmesh.journal.channels import Reservation, all_channels, reservations
+from llmesh.journal.columns import Side
+from llmesh.journal.open import Journal
+from llmesh.journal.receipts import receipts_of, spending
+from llmesh.ledger.ledger import Ledger
+
+__all__ = ["Wallet", "wallet_routes"]
+
+_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """Where one node's money is written down; `names` tells a model's name if an offer of it is known."""
+
+    journal: Journal
+    ledger: Ledger
+    account: Address
+    names: Callable[[ModelId], str]
+
+
+def wallet_routes(wallet: Wallet) -> tuple[Route, ...]:
+    """The routes of one wallet."""
+    return (
+        Route("GET", "/owner/wallet", Scope.OWNER, partial(get_wallet, wallet),
+              "Balance, stake, channels, fees.", answers=(WalletBody,), query=WalletQuery,
+              errors=(TransactionFailed,)),
+        Route("GET", "/owner/explain", Scope.OWNER, partial(get_explanation, wallet),
+              "What one request's charge was for.", answers=(ExplanationBody,), query=ExplainQuery,
+              errors=(TransactionFailed,)),
+    )  # fmt: skip
+
+
+async def get_wallet(wallet: Wallet, request: Request) -> Response:
+    """Tell how the money stands."""
+    days = decode_query(request.query_string, WalletQuery).days
+    account = await wallet.ledger.account(wallet.account)
+    doubts = await wallet.journal.read(reservations)
+    since = (time.time() // _DAY - (days - 1)) * _DAY
+    return _json(
+        WalletBody(
+            account=address_text(wallet.account),
+            chain=wallet.ledger.chain.id,
+            balance=mesh(account.balance),
+            stake=mesh(account.stake),
+            unbonding=mesh(account.unbonding),
+            free_at=account.free_at,
+            earned=mesh(account.claimed),
+            unknown=mesh(_held(doubts)),
+            channels=await _channels(wallet, doubts),
+            spending=await _fees(wallet, Side.PAYER, since),
+            earnings=await _fees(wallet, Side.PROVIDER, since),
+        )
+    )
+
+
+async def get_explanation(wallet: Wallet, request: Request) -> Response:
+    """Tell what a request cost, and why.  Raises ValidationFailed for one that nothing is known of."""
+    id = request_id(decode_query(request.query_string, ExplainQuery).id)
+    rows = await wallet.journal.read(receipts_of, id)
+    doubts = [row for row in await wallet.journal.read(reservations) if row.attempt.request == id]
+    if not rows and not doubts:
+        raise ValidationFailed(f"This node has no receipt of a request {id}.")
+    chain = wallet.ledger.chain
+    charges = [
+        ChargeBody.of(row, wallet.names(row.signed.receipt.work.model), _is_genuine(row.signed, chain))
+        for row in rows
+    ]
+    return _json(ExplanationBody(id, charges, [DoubtBody.of(row) for row in doubts]))
+
+
+async def _channels(wallet: Wallet, doubts: list[Reservation]) -> list[ChannelBody]:
+    """Those that this node pays on, then those that it is paid on."""
+    return [
+        ChannelBody.of(
+            row, _held(doubt for doubt in doubts if side is Side.PAYER and doubt.channel == row.id)
+        )
+        for side in (Side.PAYER, Side.PROVIDER)
+        for row in await wallet.journal.read(all_channels, side)
+    ]
+
+
+async def _fees(wallet: Wallet, side: Side, since: float) -> list[SpendingBody]:
+    rows = await wallet.journal.read(spending, side, since)
+    return [SpendingBody.of(row, wallet.names(row.model)) for row in rows]
+
+
+def _held(doubts: Iterable[Reservation]) -> Amount:
+    return Amount(sum(doubt.quote.micro for doubt in doubts))
+
+
+def _is_genuine(signed: SignedReceipt, chain: Chain) -> bool:
+    try:
+        check_receipt(signed, chain)
+    except ValidationFailed:
+        return False
+    return True
+
+
+def _json(body: msgspec.Struct) -> Response:
+    return Response(encode(body), content_type="application/json")

@@ -1,0 +1,102 @@
+"""The verbs about money: what the node has, and what one charge was for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from llmesh.node.asking import ask, folder_of, of_a_node, show
+from llmesh.node.tables import table
+
+__all__ = ["explain", "wallet"]
+
+_SHORT = 12
+
+
+@click.command("wallet")
+@click.option(
+    "--days", type=click.IntRange(1, 3660), default=30, show_default=True, help="How far back fees are told."
+)
+@of_a_node
+@click.pass_context
+def wallet(context: click.Context, days: int, as_json: bool, data_dir: str | None) -> None:
+    """Show balance, stake and channels, and what was spent and earned by model and day."""
+    told = ask(folder_of(context, data_dir), lambda desk: desk.get("/owner/wallet", days=str(days)))
+    show(told, as_json, lambda whole: "\n\n".join(_wallet(whole, days)))
+
+
+@click.command("explain")
+@click.argument("id")
+@of_a_node
+@click.pass_context
+def explain(context: click.Context, id: str, as_json: bool, data_dir: str | None) -> None:
+    """Tell what the request ID cost, and what for, by its receipts."""
+    told = ask(folder_of(context, data_dir), lambda desk: desk.get("/owner/explain", id=id))
+    show(told, as_json, lambda whole: "\n\n".join(_explanation(whole)))
+
+
+def _wallet(told: dict[str, Any], days: int) -> Iterator[str]:
+    yield f"Account {told['account']} on ledger {told['chain']}"
+    names = ("balance", "stake", "unbonding", "earned", "unknown")
+    yield table(("", "MESH"), [(_WORDS[name], str(told[name])) for name in names])
+    for side, title in (("payer", "Channels it pays on"), ("provider", "Channels it is paid on")):
+        rows = [_channel(row) for row in told["channels"] if row["side"] == side]
+        if rows:
+            yield table(_CHANNEL_HEADS, rows, title)
+    for name, title in (("spending", "Spent"), ("earnings", "Earned")):
+        rows = [_fees(row) for row in told[name]]
+        heads = ("day (UTC)", "model", "answers", "MESH")
+        yield table(heads, rows, title) if rows else f"{title}: nothing in {days} days."
+
+
+_WORDS = {
+    "balance": "balance, free to use",
+    "stake": "stake",
+    "unbonding": "leaving the stake",
+    "earned": "earned and claimed in all",
+    "unknown": "held for attempts whose outcome is not known yet",
+}
+_CHANNEL_HEADS = (
+    "channel", "peer", "MESH deposited", "MESH charged", "MESH claimed", "MESH unknown", "state",
+)  # fmt: skip
+
+
+def _channel(row: dict[str, Any]) -> tuple[str, ...]:
+    state = row["broken"] or (f"{row['withdrawing']} MESH on its way back" if row["withdrawing"] else "open")
+    figures = (str(row[name]) for name in ("deposit", "charged", "claimed", "unknown"))
+    return (row["id"][:_SHORT], row["peer"], *figures, state)
+
+
+def _fees(row: dict[str, Any]) -> tuple[str, ...]:
+    return (row["day"], row["model"] or row["model_id"][:_SHORT], str(row["count"]), str(row["fees"]))
+
+
+def _explanation(told: dict[str, Any]) -> Iterator[str]:
+    for charge in told["charges"]:
+        yield "\n".join(_charge(told["request_id"], charge))
+    for doubt in told["unknown"]:
+        yield (
+            f"Request {told['request_id']}, attempt {doubt['attempt']}: outcome not known since"
+            f" {doubt['since']}. Up to {doubt['quote']} MESH are held on channel {doubt['channel']} until"
+            " its provider has told what became of it."
+        )
+
+
+def _charge(request: str, charge: dict[str, Any]) -> Iterator[str]:
+    paid = charge["side"] == "payer"
+    yield f"Request {request}, attempt {charge['attempt']}, {charge['issued']}"
+    price = f"{charge['price']} MESH" if charge["price"] else "Nothing"
+    yield f"  {price} {'paid to' if paid else 'charged to'} {charge['peer']}"
+    model = f"{charge['model']} ({charge['model_id']})" if charge["model"] else charge["model_id"]
+    yield f"  for one run of model {model}, class {charge['execution']}"
+    yield f"  input {charge['input_digest']}"
+    yield f"  output {charge['output_digest']}"
+    if charge["channel"]:
+        yield f"  charge {charge['sequence']} on channel {charge['channel']}"
+        yield f"  {charge['cumulative']} MESH were charged on it by then"
+    if charge["offer"]:
+        yield f"  under the terms {charge['offer']}"
+    signed = "signed by" if charge["genuine"] else "NOT genuinely signed by"
+    yield f"  {signed} {charge['provider']}"
