@@ -21,6 +21,7 @@ from llmesh.gateway.schema import Malformed, Problem
 __all__ = ["Route", "document"]
 
 _Schema: TypeAlias = dict[str, Any]
+_EVENTS: _Schema = {"description": "Events whose data are pieces of the answer in JSON, then [DONE]."}
 _API_VERSION = "1.0.0"
 _KEY = "key"
 _REF = "#/components/schemas/{name}"
@@ -108,7 +109,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
 
 def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     kind = PROBLEM_JSON if route.failure is Problem else "application/json"
-    done = _json(route.answers) | ({EVENT_STREAM: {"schema": {"type": "string"}}} if route.streams else {})
+    done = _json(route.answers) | ({EVENT_STREAM: {"schema": _EVENTS}} if route.streams else {})
     failures = {
         str(status): {"description": ", ".join(names), "content": {kind: _ref(route.failure)}}
         for status, names in sorted(route.failures().items())

@@ -1,0 +1,73 @@
+"""The whole app against its own OpenAPI document: schemathesis asks, by rights and wrongs, and checks.
+
+The app runs on a real Hypercorn in a thread, over fakes that answer whatever is well formed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+import trio
+from hypothesis import HealthCheck, settings
+
+from llmesh.gateway.app import GatewaySettings, application, routes
+from llmesh.gateway.batch import batch_routes
+from llmesh.gateway.deploy import deploy_routes
+from llmesh.gateway.openapi import document
+from llmesh.gateway.server import bind, serve
+from llmesh.runtime.store import open_store
+
+from .conftest import FakeCatalogue, FakeNode, FakeRouter
+from .test_deploy import FakeShelf
+
+_ROUTER = FakeRouter()
+_SHELF = FakeShelf.__new__(FakeShelf)  # its store comes with the server
+TABLE = routes(_ROUTER, FakeCatalogue(), FakeNode(), (*deploy_routes(_SHELF), *batch_routes(_ROUTER)))
+# Answers to what fits the schemas: 422 for words that a schema cannot check (names, amounts, paths), and
+# 400, under which the faces of other software say the same.
+_ACCEPTABLE = ["2xx", "401", "403", "404", "409", "422", "429"]
+_CONFIG = schemathesis.Config.from_dict(
+    {
+        "checks": {"positive_data_acceptance": {"expected-statuses": _ACCEPTABLE}},
+        "operations": [
+            {
+                "include-path-regex": "^/v[12]/",
+                "checks": {"positive_data_acceptance": {"expected-statuses": [*_ACCEPTABLE, "400"]}},
+            }
+        ],
+    }
+)
+schema = schemathesis.openapi.from_dict(document(TABLE), config=_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    started: queue.SimpleQueue[tuple[str, trio.lowlevel.TrioToken, trio.Event]] = queue.SimpleQueue()
+    folder: Path = tmp_path_factory.mktemp("store")
+
+    async def run() -> None:
+        stop = trio.Event()
+        FakeShelf.__init__(_SHELF, await open_store(folder, quota=3_000_000))
+        app = application(TABLE, GatewaySettings(body_timeout=5))
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+            started.put((url, trio.lowlevel.current_trio_token(), stop))
+
+    thread = threading.Thread(target=trio.run, args=(run,), daemon=True)
+    thread.start()
+    url, token, stop = started.get(timeout=10)
+    yield url
+    trio.from_thread.run_sync(stop.set, trio_token=token)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+@schema.parametrize()
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_app_does_what_its_document_says(url: str, case: schemathesis.Case) -> None:
+    case.call_and_validate(base_url=url)
