@@ -17,6 +17,7 @@ from llmesh.gateway.callers import Caller, Counted
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode
+from llmesh.journal.purse import DurablePurse
 
 __all__ = ["Router", "Streamed", "answer_inference", "post_inference", "render_result"]
 
@@ -28,11 +29,13 @@ Streamed: TypeAlias = Accepted | Chunk | Result
 class Router(Protocol):
     """What answers an inference; `mesh.router` does."""
 
-    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
+    async def infer(
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
+    ) -> Result:
         """Run it somewhere within its timeout.  Raises MeshError; cancelling stops the work."""
 
     def stream(
-        self, request: InferenceRequest, wishes: Wishes | None = None
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Streamed]]:
         """The answer as it comes.  Iterating raises MeshError; leaving the block stops the work."""
 
@@ -54,7 +57,7 @@ async def answer_inference(router: Router, caller: Caller, id: RequestId, body: 
     if body.dry_run:
         return encode(PlanBody.of(id, await router.plan(asked, wishes)))
     caller.count(Counted.INFERENCE)
-    return render_result(await router.infer(asked, wishes))
+    return render_result(await router.infer(asked, wishes, caller.purse))
 
 
 def render_result(result: Result) -> bytes:

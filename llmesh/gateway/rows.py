@@ -9,6 +9,7 @@ import trio
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import MeshError
 from llmesh.gateway.inference import Router
+from llmesh.journal.purse import DurablePurse
 
 __all__ = ["AT_ONCE", "infer_all"]
 
@@ -16,10 +17,12 @@ AT_ONCE = 16
 """Inferences of one request that are under way at a time; the mesh batches them."""
 
 
-async def infer_all(router: Router, asked: Sequence[InferenceRequest]) -> list[Result]:
+async def infer_all(
+    router: Router, asked: Sequence[InferenceRequest], purse: DurablePurse | None
+) -> list[Result]:
     """The results in the order of the requests; the first failure ends them all and is raised."""
     if len(asked) == 1:
-        return [await router.infer(asked[0])]
+        return [await router.infer(asked[0], None, purse)]
     results: dict[int, Result] = {}
     failures: list[MeshError] = []
     places = trio.CapacityLimiter(AT_ONCE)
@@ -27,7 +30,7 @@ async def infer_all(router: Router, asked: Sequence[InferenceRequest]) -> list[R
     async def ask(index: int, one: InferenceRequest) -> None:
         try:
             async with places:
-                results[index] = await router.infer(one)
+                results[index] = await router.infer(one, None, purse)
         except MeshError as error:
             failures.append(error)
             nursery.cancel_scope.cancel()

@@ -48,9 +48,11 @@ class DurablePurse:
     async def hold(self, attempt: AttemptId, quote: Amount) -> None:
         """Hold the quote of an attempt; on return it may be sent.
 
+        One that holds something already, since its outcome is not known, goes on with the new quote.
         Raises InsufficientBalance where the budget does not cover it, TransactionFailed where the mark
         cannot be kept.  Then, and when cancelled, nothing is held.
         """
+        self._purse.release(attempt)
         self._purse.reserve(attempt, quote)
         try:
             await self._keep_mark()

@@ -30,9 +30,11 @@ from llmesh.errors import (
     RequestTimeout,
     ValidationFailed,
 )
+from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.candidates import Candidates, Offers
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
+from llmesh.mesh.spending import held
 from llmesh.net.inference import ask
 from llmesh.net.sessions import Sessions
 
@@ -68,6 +70,7 @@ class _Run:
     request: InferenceRequest
     started: float
     show: _Show | None
+    purse: DurablePurse | None = None
     excluded: tuple[Skipped, ...] = ()
     failures: list[Failure] = field(default_factory=list)
     asked: Candidate | None = None
@@ -113,13 +116,16 @@ class Router:
         self._reputation = reputation
         self._settings = settings
 
-    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
-        """The whole answer, within the request's timeout.
+    async def infer(
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
+    ) -> Result:
+        """The whole answer, within the request's timeout, paid from the caller's purse if there is one.
 
-        Raises ModelNotFound, RequestTimeout, ValidationFailed for a bad request, or the most telling
-        failure of the providers tried.  Cancelling leaves nothing running, here or at a provider.
+        Raises InsufficientBalance before anything is sent, ModelNotFound, RequestTimeout,
+        ValidationFailed for a bad request, or the most telling failure of the providers tried.
+        Cancelling leaves nothing running, here or at a provider.
         """
-        return await self._run(request, wishes, None)
+        return await self._run(_Run(request, trio.current_time(), None, purse), wishes)
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         """Who would serve the request now, in order, and at what fee; nothing is run.
@@ -132,7 +138,7 @@ class Router:
 
     @asynccontextmanager
     async def stream(
-        self, request: InferenceRequest, wishes: Wishes | None = None
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
     ) -> AsyncGenerator[AsyncIterator[Streamed]]:
         """The answer as it comes; the block iterates over Accepted, chunks, and the Result.
 
@@ -142,26 +148,26 @@ class Router:
         send, receive = trio.open_memory_channel[Streamed | MeshError](STREAM_CAPACITY)
         with _alone():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._feed, request, wishes, send)
+                run = _Run(request, trio.current_time(), send.send, purse)
+                nursery.start_soon(self._feed, run, wishes, send)
                 async with aclosing(_streamed(receive)) as events:
                     yield events
                 nursery.cancel_scope.cancel()
 
     async def _feed(
         self,
-        request: InferenceRequest,
+        run: _Run,
         wishes: Wishes | None,
         send: trio.MemorySendChannel[Streamed | MeshError],
     ) -> None:
         async with send:
             try:
-                last: Result | MeshError = await self._run(request, wishes, send.send)
+                last: Result | MeshError = await self._run(run, wishes)
             except MeshError as error:
                 last = error
             await send.send(last)
 
-    async def _run(self, request: InferenceRequest, wishes: Wishes | None, show: _Show | None) -> Result:
-        run = _Run(request, trio.current_time(), show)
+    async def _run(self, run: _Run, wishes: Wishes | None) -> Result:
         with self._timed(run):
             plan = await self._plan(run, wishes)
             run.excluded = plan.skipped
@@ -239,12 +245,15 @@ class Router:
             candidate.fee,
             run.deadline - now,
         )
-        with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
-            return await self._answer(run, candidate, attempt, scope)
-        raise NodeUnreachable(
-            f"{candidate.peer_id} did not accept the request within {window:.3g} s.",
-            peer_id=candidate.peer_id,
-        )
+        async with held(run.purse, attempt, lambda: run.accepted) as spend:
+            with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
+                result = await self._answer(run, candidate, attempt, scope)
+                spend(result.fee)
+                return result
+            raise NodeUnreachable(
+                f"{candidate.peer_id} did not accept the request within {window:.3g} s.",
+                peer_id=candidate.peer_id,
+            )
 
     async def _answer(
         self, run: _Run, candidate: Candidate, attempt: Attempt, window: trio.CancelScope

@@ -26,6 +26,7 @@ from llmesh.gateway.keys import Keys
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.gateway.wallet import Wallet
 from llmesh.journal.open import Journal
+from llmesh.journal.purse import DurablePurse
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
@@ -249,20 +250,22 @@ class Node:
         """Offers of the mesh, as known here and now."""
         return self._rooms.discovery.search(part, max_fee, limit)
 
-    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
+    async def infer(
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
+    ) -> Result:
         """Run a request on whoever of the mesh serves it; NodeBusy while the node shuts down."""
         with self._drain.entered(), asked(self.events, request) as witness:
-            witness.result = await self._rooms.router.infer(request, wishes)
+            witness.result = await self._rooms.router.infer(request, wishes, purse)
             return witness.result
 
     @asynccontextmanager
     async def stream(
-        self, request: InferenceRequest, wishes: Wishes | None = None
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
     ) -> AsyncGenerator[AsyncIterator[Streamed]]:
         """`infer`, as the answer comes; leaving the block stops the work."""
         with self._drain.entered(), asked(self.events, request) as witness:
             async with (
-                self._rooms.router.stream(request, wishes) as events,
+                self._rooms.router.stream(request, wishes, purse) as events,
                 aclosing(witness.watching(events)) as watched,
             ):
                 yield watched

@@ -21,6 +21,7 @@ from llmesh.core.ranking import Candidate, Plan, Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus, WorkerView
+from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.download import Progress
 
 PROVIDER = PeerId("12D3KooW" + "A" * 44)
@@ -49,12 +50,16 @@ class FakeRouter:
     """Words that a stream has said before it comes to the answer."""
     requests: list[InferenceRequest] = field(default_factory=list)
     wishes: list[Wishes | None] = field(default_factory=list)
+    purses: list[DurablePurse | None] = field(default_factory=list)
     entered: trio.Event = field(default_factory=trio.Event)
     cancelled: trio.Event = field(default_factory=trio.Event)
 
-    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
+    async def infer(
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
+    ) -> Result:
         self.requests.append(request)
         self.wishes.append(wishes)
+        self.purses.append(purse)
         self.entered.set()
         try:
             return await self.answer(request)
@@ -64,7 +69,7 @@ class FakeRouter:
 
     @asynccontextmanager
     async def stream(
-        self, request: InferenceRequest, wishes: Wishes | None = None
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
     ) -> AsyncIterator[AsyncIterator[Accepted | Chunk | Result]]:
         """As `infer`, with the text of its output in pieces of one word."""
 
@@ -72,7 +77,7 @@ class FakeRouter:
             yield Accepted()
             for index, word in enumerate(self.after):
                 yield Chunk(index, word)
-            result = await self.infer(request, wishes)
+            result = await self.infer(request, wishes, purse)
             for index, word in enumerate(str(result.output.get("text", "")).split()):
                 yield Chunk(index, word if not index else f" {word}")
             yield result

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from quart_trio import QuartTrio
 
+from llmesh.core.amount import Amount
 from llmesh.core.ids import PeerId
 from llmesh.errors import Unauthorized
 from llmesh.gateway.app import GatewaySettings, create_app, routes
@@ -93,6 +94,29 @@ async def test_a_key_opens_what_its_scopes_say(make, keys: Keys, router) -> None
     assert await ask(app, reading, "/api/v1/inference") == 401
     assert not router.requests
     assert await ask(app, running, "/api/v1/inference") == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/inference", BODY),
+        ("/v1/completions", {"model": "m", "prompt": "x"}),
+        ("/v1/completions", {"model": "m", "prompt": "x", "stream": True}),
+        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+async def test_every_face_spends_from_the_keys_purse(
+    make, keys: Keys, router, path: str, body: dict[str, Any]
+) -> None:
+    row, text = await keys.create("a", frozenset({Scope.INFERENCE}), Amount(100))
+    answer = await make().test_client().post(path, json=body, headers={"Authorization": f"Bearer {text}"})
+    await answer.get_data()
+    assert router.purses == [keys.purse(row)] != [None]
+
+
+async def test_the_owner_spends_without_limit(make, router) -> None:
+    assert await ask(make(), path="/api/v1/inference") == 200
+    assert router.purses == [None]
 
 
 async def test_a_key_does_not_help_a_foreign_page(make, keys: Keys) -> None:

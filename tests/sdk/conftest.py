@@ -19,6 +19,7 @@ from llmesh.core.ranking import Candidate, Plan, Wishes
 from llmesh.gateway.app import create_app
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
+from llmesh.journal.purse import DurablePurse
 
 PROVIDER = PeerId("12D3KooW" + "B" * 44)
 MODEL_ID = ModelId("cd" * 32)
@@ -41,7 +42,9 @@ class FakeMesh:
     cancelled: threading.Event = field(default_factory=threading.Event)
     ready: bool = True
 
-    async def infer(self, request: InferenceRequest, wishes: Wishes | None = None) -> Result:
+    async def infer(
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
+    ) -> Result:
         self.requests.append(request)
         try:
             return await self.answer(request)

@@ -44,7 +44,7 @@ async def post_infer(router: Router, request: Request) -> Response:
     ids = [request.id, *(new_request_id() for _ in rows[1:])]
     asked = [InferenceRequest(id, ref, row, timeout, most) for id, row in zip(ids, rows, strict=True)]
     request.caller.count(Counted.INFERENCE, len(asked))
-    results = await infer_all(router, asked)
+    results = await infer_all(router, asked, request.caller.purse)
     stacked = any(tensor.datatype == TEXTS for tensor in body.inputs)
     outputs = _outputs(results) if stacked else _plain(results[0])
     return _answer(body, ref, results, _wanted(body, outputs))

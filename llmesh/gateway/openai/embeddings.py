@@ -27,7 +27,7 @@ async def post_embeddings(router: Router, request: Request) -> Response:
     ids = [request.id, *(new_request_id() for _ in body.texts[1:])]
     asked = [body.request(id, {"text": text}) for id, text in zip(ids, body.texts, strict=True)]
     request.caller.count(Counted.INFERENCE, len(asked))
-    results = await infer_all(router, asked)
+    results = await infer_all(router, asked, request.caller.purse)
     write = _base64 if body.encoding_format == "base64" else _numbers
     vectors = [EmbeddingAnswer(index, write(_vector(result))) for index, result in enumerate(results)]
     read = sum(result.usage.input_tokens for result in results)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from msgspec import UNSET, Struct
 from quart import Response
@@ -15,7 +15,7 @@ from quart import Response
 from llmesh.core.exchange import Accepted
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.errors import MeshError
-from llmesh.gateway.callers import Counted
+from llmesh.gateway.callers import Caller, Counted
 from llmesh.gateway.inference import Router, Streamed
 from llmesh.gateway.live import Live, server_sent
 from llmesh.gateway.openai.answers import (
@@ -32,13 +32,14 @@ from llmesh.gateway.openai.answers import (
     error_of,
     tell_error,
 )
-from llmesh.gateway.openai.requests import decode_chat, decode_completion
+from llmesh.gateway.openai.requests import ChatBody, CompletionBody, decode_chat, decode_completion
 from llmesh.gateway.problems import answer_to, problem_of
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode
 
 __all__ = ["post_chat", "post_completion"]
 
+_Stream: TypeAlias = Callable[[], AbstractAsyncContextManager[AsyncIterator[Streamed]]]
 _DONE = server_sent(b"[DONE]")
 
 
@@ -124,29 +125,30 @@ async def post_chat(router: Router, request: Request) -> Response:
     """Answer a conversation.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_chat)
     shape = _Chat(f"chatcmpl-{request.id}", body.model)
-    asked = body.to_request(request.id)
-    request.caller.count(Counted.INFERENCE)
-    if body.stream:
-        return _live(router, asked, shape, body.tells_usage)
-    return _json(shape.whole(await router.infer(asked)))
+    return await _answer(router, request.caller, body, shape, body.to_request(request.id))
 
 
 async def post_completion(router: Router, request: Request) -> Response:
     """Go on with a text.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_completion)
     shape = _Continuation(f"cmpl-{request.id}", body.model)
-    asked = body.to_request(request.id)
-    request.caller.count(Counted.INFERENCE)
+    return await _answer(router, request.caller, body, shape, body.to_request(request.id))
+
+
+async def _answer(
+    router: Router, caller: Caller, body: ChatBody | CompletionBody, shape: _Shape, asked: InferenceRequest
+) -> Response:
+    caller.count(Counted.INFERENCE)
     if body.stream:
-        return _live(router, asked, shape, body.tells_usage)
-    return _json(shape.whole(await router.infer(asked)))
+        return _live(partial(router.stream, asked, None, caller.purse), asked, shape, body.tells_usage)
+    return _json(shape.whole(await router.infer(asked, None, caller.purse)))
 
 
-def _live(router: Router, asked: InferenceRequest, shape: _Shape, usage: bool) -> Live:
+def _live(stream: _Stream, asked: InferenceRequest, shape: _Shape, usage: bool) -> Live:
     @asynccontextmanager
     async def opened() -> AsyncGenerator[AsyncIterator[bytes]]:
         async with (
-            router.stream(asked) as events,
+            stream() as events,
             aclosing(_told(asked, _pieces(events, shape, usage))) as pieces,
         ):
             yield pieces
