@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from llmesh import __version__
 from llmesh.core.announcement import Offer
@@ -15,11 +16,11 @@ __all__ = ["banner", "reachability_line"]
 
 _LOOPBACK = ("http://127.", "http://[::1]", "http://localhost")
 _KEYED = "The gateway listens beyond this machine, so it asks every caller for a key"
-_MAKE = "python -m llmesh.node keys create --name NAME"
+_MAKE = "python -m llmesh.node keys create --name NAME --data-dir {}"
 
 
-def banner(status: NodeStatus, url: str, offers: Sequence[Offer], has_keys: bool) -> str:
-    """Who the node is, where, what it serves, and how to try it."""
+def banner(status: NodeStatus, url: str, offers: Sequence[Offer], home: Path, has_keys: bool) -> str:
+    """Who the node is, where, what it serves, and how to try it; `home` is its data directory."""
     rows = {
         "node id": [str(status.node_id)],
         "addresses": [f"{address}/p2p/{status.node_id}" for address in status.addresses],
@@ -31,9 +32,7 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer], has_keys: bool
     }
     lines = [f"LLMESH node {__version__}", ""]
     if not url.startswith(_LOOPBACK):
-        lines += (
-            [f"{_KEYED}.", ""] if has_keys else [f"{_KEYED}; there is none yet. Make one:", f"  {_MAKE}", ""]
-        )
+        lines += [*_keyed(home, has_keys), ""]
     for name, values in rows.items():
         lines += [f"  {name if n == 0 else '':<10} {value}" for n, value in enumerate(values)]
     lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status), "Stop it with Ctrl-C."]
@@ -51,6 +50,12 @@ def reachability_line(reached: Iterable[str], peer_id: PeerId) -> str:
     )
 
 
+def _keyed(home: Path, has_keys: bool) -> list[str]:
+    if has_keys:
+        return [f"{_KEYED}."]
+    return [f"{_KEYED}. There is none yet; make one with:", f"  {_MAKE.format(shlex.quote(str(home)))}"]
+
+
 def _workers(status: NodeStatus) -> list[str]:
     kinds = {f"sandbox {worker.sandbox}, on {worker.provider}" for worker in status.workers}
     return sorted(kinds) or ["none yet"]
@@ -62,11 +67,12 @@ def _offer(offer: Offer) -> str:
 
 
 def _try(url: str, offers: Sequence[Offer]) -> str:
+    curl = "curl -s" if url.startswith(_LOOPBACK) else "curl -s -H 'authorization: Bearer KEY'"
     texts = [offer.card.name for offer in offers if offer.task == TEXT_CLASSIFICATION]
     if not texts:
-        return f"curl -s {url}/api/v1/models"
+        return f"{curl} {url}/api/v1/models"
     body = f'{{"model": "{texts[0]}", "input": {{"text": "What a wonderful day"}}}}'
-    return f"curl -s {url}/api/v1/inference -H 'content-type: application/json' -d {shlex.quote(body)}"
+    return f"{curl} {url}/api/v1/inference -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
 def _join(status: NodeStatus) -> list[str]:

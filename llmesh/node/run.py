@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterable
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 
@@ -46,7 +47,7 @@ async def _main(config: NodeConfig) -> None:
                 async with open_node(config) as node, trio.open_nursery() as copying:
                     for replication in config.replicate:
                         copying.start_soon(_replicate, node, replication)
-                    await _tell(node)
+                    await _tell(node, config.data_dir)
             nursery.cancel_scope.cancel()
 
 
@@ -76,8 +77,8 @@ async def _replicate(node: Node, wanted: Replication) -> None:
             return
 
 
-async def _tell(node: Node) -> None:
-    _say(banner(await node.status(), node.url, node.offers, node.has_keys))
+async def _tell(node: Node, home: Path) -> None:
+    _say(banner(await node.status(), node.url, node.offers, home, node.has_keys))
     # All that was loaded stays: walking it at every full collection cost 5 % of a request's time.
     gc.collect()
     gc.freeze()

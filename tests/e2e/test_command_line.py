@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -77,6 +79,32 @@ def test_it_prints_what_a_person_needs(mesh: Mesh) -> None:
     assert '"label":"positive"' in answer
     assert node.stop() == 0
     assert "Traceback" not in node.said()
+
+
+def test_verbs_ask_the_running_node_and_after_a_kill_its_files(mesh: Mesh) -> None:
+    node = mesh.start("keyed").ready()
+    made = verb(node, "keys", "create", "--name", "a", "--scopes", "inference")
+    assert node.infer()[1]["code"] == 4001
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{node.url}/api/v1/status", None, headers)) as answer:
+        assert answer.status == 200
+    assert verb(node, "wallet")["balance"] == 1_000_000
+    node.kill()
+    assert (node.folder / "owner.sock").exists()
+    assert [key["in_force"] for key in verb(node, "keys", "list")["keys"]] == [True]
+    assert verb(node, "keys", "revoke", "a")["revoked"]
+    again = mesh.start("keyed").ready()
+    assert again.get("/api/v1/status")["node_id"] == node.id
+    assert again.stop() == 0
+    assert not (node.folder / "owner.sock").exists()
+
+
+def verb(node: NodeProcess, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "llmesh.node", *arguments, "--data-dir", str(node.folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

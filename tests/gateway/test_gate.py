@@ -114,6 +114,13 @@ async def test_every_face_spends_from_the_keys_purse(
     assert router.purses == [keys.purse(row)] != [None]
 
 
+async def test_no_key_goes_into_what_peers_are_asked(make, keys: Keys, router) -> None:
+    row, text = await keys.create("agent-smith", frozenset({Scope.INFERENCE}), Amount(100))
+    assert await ask(make(), text, "/api/v1/inference") == 200
+    for secret in (text, row.id, row.label, row.digest.hex()):
+        assert secret not in repr(router.requests)
+
+
 async def test_the_owner_spends_without_limit(make, router) -> None:
     assert await ask(make(), path="/api/v1/inference") == 200
     assert router.purses == [None]

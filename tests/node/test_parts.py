@@ -57,7 +57,7 @@ def test_the_banner_shows_every_address_and_offer_and_a_line_that_fits_them() ->
     text = Offer(ModelId("a" * 64), Card("it's", "2"), TEXT_CLASSIFICATION, Amount(100_000))
     raw = Offer(ModelId("b" * 64), Card("raw"), "raw-tensors", Amount(0))
     status = replace(STATUS, addresses=(*STATUS.addresses, "/ip6/::1/tcp/1"))
-    shown = banner(status, "http://h:1", [raw, text], True)
+    shown = banner(status, "http://h:1", [raw, text], Path("/h"), True)
     for part in (
         "/ip4/192.0.2.1/tcp/4001/p2p/me",
         "/ip6/::1/tcp/1/p2p/me",
@@ -70,7 +70,15 @@ def test_the_banner_shows_every_address_and_offer_and_a_line_that_fits_them() ->
         ["sh", "-c", command.replace("curl", "printf '%s\\n'", 1)], capture_output=True, text=True, check=True
     ).stdout
     assert '{"model": "it\'s", "input"' in echoed
-    assert "/api/v1/models" in banner(STATUS, "http://h:1", [raw], False)
+    assert "/api/v1/models" in banner(STATUS, "http://h:1", [raw], Path("/h"), False)
+
+
+def test_the_banner_says_who_needs_a_key_and_how_to_make_one() -> None:
+    home, make = Path("/my home"), "keys create --name NAME --data-dir '/my home'"
+    assert make in banner(STATUS, "http://0.0.0.0:1", [], home, False)
+    assert make not in banner(STATUS, "http://0.0.0.0:1", [], home, True)
+    assert "asks every caller for a key" in banner(STATUS, "http://0.0.0.0:1", [], home, True)
+    assert "key" not in banner(STATUS, "http://127.0.0.1:1", [], home, False)
 
 
 def test_reachability_in_words() -> None:
