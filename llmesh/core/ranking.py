@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import TypeAlias
 
 from llmesh.core.amount import Amount
@@ -18,6 +18,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Skipped
 from llmesh.core.reference import ModelRef
+from llmesh.core.wishes import Sort, Wishes
 from llmesh.errors import InsufficientStake, ModelNotFound
 
 __all__ = [
@@ -25,9 +26,7 @@ __all__ = [
     "Measured",
     "Plan",
     "Rank",
-    "Sort",
     "Trust",
-    "Wishes",
     "eligible",
     "most_bonded",
     "rank",
@@ -37,25 +36,6 @@ MAX_SKIPPED = 32
 """The most providers that one answer names as passed over."""
 
 _STRANGER_LATENCY = 0.1
-_NO_STAKE = Amount(0)
-
-
-class Sort(Enum):
-    """What a caller cares about first; the others break ties."""
-
-    PRICE = "price"
-    LATENCY = "latency"
-    THROUGHPUT = "throughput"
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a caller asks of providers; an empty `allow` allows all.  The fee's limit is in the request."""
-
-    sort: Sort = Sort.PRICE
-    min_stake: Amount = _NO_STAKE
-    allow: frozenset[PeerId] = frozenset()
-    deny: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

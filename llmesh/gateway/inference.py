@@ -11,7 +11,8 @@ from quart import Response
 from llmesh.core.exchange import Accepted
 from llmesh.core.ids import RequestId
 from llmesh.core.inference import Chunk, InferenceRequest, Result
-from llmesh.core.ranking import Plan, Wishes
+from llmesh.core.ranking import Plan
+from llmesh.core.wishes import Wishes
 from llmesh.errors import ModelFailed
 from llmesh.gateway.callers import Caller, Counted
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody, decode_inference

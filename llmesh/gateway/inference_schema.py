@@ -11,8 +11,9 @@ from msgspec import Meta, Struct
 from llmesh.core.encoding import Tensor, Value
 from llmesh.core.ids import RequestId, peer_id
 from llmesh.core.inference import InferenceRequest, Result, Skipped
-from llmesh.core.ranking import Candidate, Plan, Sort, Wishes
+from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.reference import ModelRef
+from llmesh.core.wishes import Sort, Wishes
 from llmesh.gateway.schema import MaxFee, Mesh, mesh, parse_amount
 
 __all__ = [

@@ -16,8 +16,9 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest
 from llmesh.core.pricing import FREE
-from llmesh.core.ranking import Candidate, Plan, Wishes, eligible, most_bonded, rank
+from llmesh.core.ranking import Candidate, Plan, eligible, most_bonded, rank
 from llmesh.core.reference import ModelRef
+from llmesh.core.wishes import Wishes
 from llmesh.errors import ModelNotFound
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation

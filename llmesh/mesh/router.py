@@ -19,8 +19,9 @@ from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result, Skipped
-from llmesh.core.ranking import Candidate, Plan, Wishes
+from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.verdict import Failure, named_once, tried, verdict
+from llmesh.core.wishes import Wishes
 from llmesh.errors import (
     MeshError,
     ModelFailed,

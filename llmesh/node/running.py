@@ -19,8 +19,9 @@ from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
 from llmesh.core.peering import Pace
-from llmesh.core.ranking import Plan, Wishes
+from llmesh.core.ranking import Plan
 from llmesh.core.reference import ModelRef, model_name, model_version
+from llmesh.core.wishes import Wishes
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.status import NodeStatus, WorkerView

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from llmesh.core.amount import Amount
-from llmesh.errors import ValidationFailed
-from llmesh_sdk.results import InferenceResult, ModelOffer, NodeStatus
+from llmesh.core.ids import ModelId, model_id
+from llmesh.core.wishes import Wishes
+from llmesh.errors import MeshError, ValidationFailed
+from llmesh_sdk.results import InferencePlan, InferenceResult, ModelOffer, NodeStatus
 
 if TYPE_CHECKING:
     from llmesh_sdk.transport import Transport
+    from llmesh_sdk.upload import Progress
 
 __all__ = ["MeshClient"]
 
@@ -23,11 +28,16 @@ ANSWER_TIMEOUT = 10.0
 """Seconds for what a node knows by itself."""
 MARGIN = 5.0
 """Seconds beyond an inference's own timeout: the node tells best what went wrong."""
+_INFERENCE = "/api/v1/inference"
+_ROWS, _BYTES = 256, 8 << 20
+"""The most that is sent as one batch."""
+_AT_ONCE = 32
+"""Rows of a batch that a node runs at a time."""
 _T = TypeVar("_T")
 
 
 class MeshClient:
-    """A client of one node; `url` defaults to LLMESH_URL or http://localhost:8080.
+    """A client of one node; `url` defaults to LLMESH_URL or http://localhost:8080, `key` to LLMESH_KEY.
 
     One client serves asyncio and trio, any number of tasks, and one event loop after another.
     Connections are closed by `aclose`, by leaving `async with`, and when their event loop ends.
@@ -37,8 +47,9 @@ class MeshClient:
     cancels its work on the mesh.
     """
 
-    def __init__(self, url: str | None = None) -> None:
+    def __init__(self, url: str | None = None, key: str | None = None) -> None:
         self.url = _checked(url or os.environ.get("LLMESH_URL") or DEFAULT_URL)
+        self._key = key or os.environ.get("LLMESH_KEY") or None
         self._opened: Transport | None = None
 
     def __repr__(self) -> str:
@@ -70,25 +81,84 @@ class MeshClient:
         answer = await self._transport.get("/api/v1/models", ANSWER_TIMEOUT, query)
         return self._parse(_offers, answer)
 
+    async def models(self) -> list[ModelOffer]:
+        """Every offer that the node knows of, up to a thousand."""
+        return await self.search_models(limit=1000)
+
     async def inference(
         self,
         model: str,
         input_data: Mapping[str, Any] | str,
         timeout: float = 30.0,
         max_fee: float | str | Amount | None = None,
+        wishes: Wishes | None = None,
     ) -> InferenceResult:
         """Run a model (`name`, `name:version` or `name@id`) on values by name.
 
         A bare string means {"text": ...}; arrays become nested lists.  `timeout` is in seconds for
-        the whole.  Raises also ModelNotFound, RequestTimeout, ValidationFailed, ModelFailed and
-        NodeBusy.
+        the whole.  `wishes` say whom you want.  Raises also ModelNotFound, RequestTimeout,
+        ValidationFailed, ModelFailed and NodeBusy.
         """
-        body = {"model": model, "input": input_data, "timeout": timeout}
-        if max_fee is not None:
-            body["max_fee"] = str(Amount.parse(max_fee))
-        patience = _seconds(timeout) + MARGIN
-        answer = await self._transport.post("/api/v1/inference", patience, _json(body))
+        body = _asked(model, input_data, timeout, max_fee, wishes)
+        answer = await self._transport.post(_INFERENCE, _seconds(timeout) + MARGIN, _json(body))
         return self._parse(InferenceResult.read, answer)
+
+    async def plan(
+        self,
+        model: str,
+        input_data: Mapping[str, Any] | str,
+        timeout: float = 30.0,
+        max_fee: float | str | Amount | None = None,
+        wishes: Wishes | None = None,
+    ) -> InferencePlan:
+        """Who would serve such an inference, in order, at what fee; nothing is run."""
+        body = {**_asked(model, input_data, timeout, max_fee, wishes), "dry_run": True}
+        answer = await self._transport.post(_INFERENCE, _seconds(timeout) + MARGIN, _json(body))
+        return self._parse(InferencePlan.read, answer)
+
+    async def batch_inference(
+        self, requests: Sequence[Mapping[str, Any]], timeout: float = 30.0
+    ) -> list[InferenceResult | MeshError]:
+        """Run many: each has `model` and `input`, and may have `timeout`, `max_fee` and the like.
+
+        The results come in the same order; a request that failed has its MeshError there, and the
+        others have their results.  The node runs a bounded number at a time; `timeout` (seconds) is
+        for each that has none of its own.  Raises what concerns them all, such as NodeUnreachable.
+        """
+        rows = [_row(request, timeout) for request in requests]
+        longest = max((_seconds(row["timeout"]) for row in rows), default=timeout)
+        results: list[InferenceResult | MeshError] = []
+        for body, count in _batches([_json(row) for row in rows]):
+            patience = longest * -(-count // _AT_ONCE) + MARGIN
+            answer = await self._transport.post(f"{_INFERENCE}/batch", patience, body)
+            results += self._parse(partial(self._rows, count), answer)
+        return results
+
+    async def deploy_model(
+        self,
+        model_data: bytes | str | Path,
+        metadata: Mapping[str, Any],
+        progress: Progress | None = None,
+        timeout: float = 3600.0,
+    ) -> ModelId:
+        """Bring the node a model, which it serves from now on: an `.onnx` file, an archive, or a folder.
+
+        `model_data` is such a file's bytes, or a path here.  `metadata` has `name` and may have
+        `version`, `description` and `fee` (MESH an inference).  `progress` is told bytes sent and in
+        all.  Raises ValidationFailed for what is no model, InsufficientStake, Conflict where another
+        model has the name and version, TooLarge where the node's store is full.
+        """
+        if not isinstance(model_data, bytes | str | Path):
+            raise ValidationFailed(f"A model is bytes or a path, not {type(model_data).__name__}.")
+        from llmesh_sdk.upload import Upload
+
+        async with Upload(model_data, _plain(metadata), progress) as form:
+            answer = await self._transport.upload("/api/v1/models", _seconds(timeout), form)
+        return self._parse(lambda told: ModelId(told["model_id"]), answer)
+
+    async def remove_model(self, model: ModelId) -> None:
+        """Have the node serve one of its own models no longer.  Raises ModelNotFound for another's."""
+        await self._transport.delete(f"/api/v1/models/{model_id(model)}", ANSWER_TIMEOUT)
 
     @property
     def _transport(self) -> Transport:
@@ -96,8 +166,17 @@ class MeshClient:
             # Loads the HTTP client, which costs more than all the rest of the import.
             from llmesh_sdk.transport import Transport
 
-            self._opened = Transport(self.url)
+            self._opened = Transport(self.url, self._key)
         return self._opened
+
+    def _rows(self, count: int, answer: dict[str, Any]) -> list[InferenceResult | MeshError]:
+        rows = answer["results"]
+        if len(rows) != count:
+            raise ValueError("an answer with another number of rows")
+        return [
+            self._transport.error(row["error"]) if "error" in row else InferenceResult.read(row["result"])
+            for row in rows
+        ]
 
     def _parse(self, read: Callable[[dict[str, Any]], _T], answer: dict[str, Any]) -> _T:
         try:
@@ -117,6 +196,50 @@ def _seconds(timeout: float) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
         raise ValidationFailed(f"A timeout must be a number of seconds above 0, not {timeout!r}.")
     return timeout
+
+
+def _asked(
+    model: str,
+    input_data: Mapping[str, Any] | str,
+    timeout: float,
+    max_fee: float | str | Amount | None,
+    wishes: Wishes | None,
+) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": model, "input": input_data, "timeout": timeout}
+    if max_fee is not None:
+        body["max_fee"] = str(Amount.parse(max_fee))
+    if wishes is not None:
+        body["sort"] = wishes.sort.value
+        body["min_stake"] = str(wishes.min_stake)
+        body["providers"] = {"only": sorted(wishes.allow), "ignore": sorted(wishes.deny)}
+    return body
+
+
+def _row(request: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    if not isinstance(request, Mapping) or request.get("dry_run"):
+        raise ValidationFailed(
+            f'A batch is of {{"model": ..., "input": ...}} to be run, not {request!r:.80}.'
+        )
+    row = {"timeout": timeout, **request}
+    if row.get("max_fee") is not None:
+        row["max_fee"] = str(Amount.parse(row["max_fee"]))
+    return row
+
+
+def _batches(rows: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    """The bodies of as many batches as it takes, each with the number of its rows."""
+    batch: list[bytes] = []
+    for row in rows:
+        if batch and (len(batch) == _ROWS or sum(map(len, batch)) + len(row) > _BYTES):
+            yield _batch(batch)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield _batch(batch)
+
+
+def _batch(rows: Sequence[bytes]) -> tuple[bytes, int]:
+    return b'{"requests":[' + b",".join(rows) + b"]}", len(rows)
 
 
 def _offers(answer: dict[str, Any]) -> list[ModelOffer]:

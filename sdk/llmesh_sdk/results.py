@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
-from llmesh.core.inference import Usage
+from llmesh.core.inference import Skipped, Usage
 
-__all__ = ["InferenceResult", "ModelOffer", "NodeStatus"]
+__all__ = ["InferencePlan", "InferenceResult", "ModelOffer", "NodeStatus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class ModelOffer:
 
 @dataclass(frozen=True, slots=True)
 class InferenceResult:
-    """What a model answered, who ran it and what it cost.
+    """What a model answered, who ran it, what it cost, and who was passed over and why.
 
     `output` holds values by name; tensors are nested lists, NaN and infinity are None.
     """
@@ -65,6 +65,7 @@ class InferenceResult:
     request_id: RequestId = field(repr=False)
     usage: Usage = field(default=Usage(), repr=False)
     attempts: int = field(default=1, repr=False)
+    skipped: tuple[Skipped, ...] = field(default=(), repr=False)
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
@@ -81,7 +82,35 @@ class InferenceResult:
                 usage.get("input_tokens", 0), usage.get("output_tokens", 0), usage.get("compute_ms", 0.0)
             ),
             attempts=fields.get("attempts", 1),
+            skipped=_skipped(fields),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class InferencePlan:
+    """Who would serve a request, the first first, each with its fee; and who was passed over."""
+
+    model: str
+    model_id: ModelId
+    fee: Amount
+    providers: tuple[tuple[PeerId, Amount], ...]
+    skipped: tuple[Skipped, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(
+            model=fields["model"],
+            model_id=ModelId(fields["model_id"]),
+            fee=Amount.parse(fields["fee"]),
+            providers=tuple((PeerId(p["provider"]), Amount.parse(p["fee"])) for p in fields["providers"]),
+            skipped=_skipped(fields),
+        )
+
+
+def _skipped(fields: Mapping[str, Any]) -> tuple[Skipped, ...]:
+    return tuple(
+        Skipped(PeerId(each["peer"]), each["code"], each["reason"]) for each in fields.get("skipped", ())
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ import anyio
 import httpx2
 
 from llmesh.errors import MeshError, NetworkError, NodeUnreachable, RequestTimeout, error_from_code
+from llmesh_sdk.upload import Upload
 
 __all__ = ["Transport"]
 
@@ -26,6 +29,8 @@ KEEP_ALIVE = 15.0
 """Seconds an idle connection is kept: less than the gateway keeps it, so none is found dead."""
 MAX_CONNECTIONS = 100
 """Calls beyond this wait for a free connection."""
+TRIES = 3
+"""How often a call whose connection broke is sent in all, where a second time changes nothing."""
 _SHOWN = 120
 
 
@@ -36,27 +41,46 @@ class _Pool:
 
 
 class Transport:
-    """Requests to one base URL."""
+    """Requests to one base URL; `key` is the gateway's, if it asks for one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
+        self._key = key
         self._pools: dict[object, _Pool] = {}
 
     async def get(self, path: str, timeout: float, query: Mapping[str, str]) -> dict[str, Any]:
         """The JSON object at a path; errors as of `post`."""
         http = await self._http()
-        return await self._answer(http, http.build_request("GET", path, params=query), timeout)
+        return await self._answer(http, lambda: http.build_request("GET", path, params=query), timeout)
 
     async def post(self, path: str, timeout: float, body: bytes) -> dict[str, Any]:
         """The JSON object that answers a JSON body.
 
         Raises NodeUnreachable, NetworkError, RequestTimeout (after `timeout` seconds), or the
         MeshError that the gateway tells.  Cancelling closes the connection, which cancels the work.
+        Each call has an Idempotency-Key, so it is sent again where the connection broke.
         """
         http = await self._http()
-        headers = {"Content-Type": "application/json"}
-        request = http.build_request("POST", path, content=body, headers=headers)
-        return await self._answer(http, request, timeout)
+        headers = {"Content-Type": "application/json", "Idempotency-Key": secrets.token_hex(16)}
+        return await self._answer(
+            http, lambda: http.build_request("POST", path, content=body, headers=headers), timeout
+        )
+
+    async def delete(self, path: str, timeout: float) -> dict[str, Any]:
+        """The JSON object that answers a DELETE, which is sent once; errors as of `post`."""
+        http = await self._http()
+        return await self._answer(http, lambda: http.build_request("DELETE", path), timeout, tries=1)
+
+    async def upload(self, path: str, timeout: float, form: Upload) -> dict[str, Any]:
+        """The JSON object that answers a form, which is sent once; errors as of `post`."""
+        http = await self._http()
+        headers = {"Content-Type": form.content_type, "Content-Length": str(form.length)}
+        return await self._answer(
+            http,
+            lambda: http.build_request("POST", path, content=form.pieces(), headers=headers),
+            timeout,
+            tries=1,
+        )
 
     async def aclose(self) -> None:
         """Close the connections of the running loop; another call would open new ones."""
@@ -65,11 +89,15 @@ class Transport:
             await pool.keeper.aclose()
 
     async def _answer(
-        self, http: httpx2.AsyncClient, request: httpx2.Request, timeout: float
+        self,
+        http: httpx2.AsyncClient,
+        build: Callable[[], httpx2.Request],
+        timeout: float,
+        tries: int = TRIES,
     ) -> dict[str, Any]:
         try:
             with anyio.fail_after(timeout):
-                return self._read(await http.send(request))
+                return self._read(await _sent(http, build, tries))
         except TimeoutError:
             raise RequestTimeout(f"{self._url} gave no answer within {timeout:g} s.") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
@@ -94,10 +122,15 @@ class Transport:
         raise self._told(answer, body)
 
     def _told(self, answer: httpx2.Response, problem: dict[str, Any]) -> MeshError:
-        code, detail = problem.get("code"), str(problem.get("detail", answer.text[:_SHOWN]))
-        request = problem.get("request_id")
+        detail = str(problem.get("detail", answer.text[:_SHOWN]))
+        return self.error({**problem, "detail": detail, "status": answer.status_code})
+
+    def error(self, problem: Mapping[str, Any]) -> MeshError:
+        """The error that a problem document tells."""
+        code, detail, request = problem.get("code"), str(problem.get("detail")), problem.get("request_id")
         if not isinstance(code, int):
-            return NetworkError(f"{self._url} answered {answer.status_code}: {detail}", request_id=request)
+            status = problem.get("status")
+            return NetworkError(f"{self._url} answered {status}: {detail}", request_id=request)
         return error_from_code(code, detail, request_id=request, retry_after=problem.get("retry_after"))
 
     def not_a_node(self, answer: str) -> NetworkError:
@@ -117,6 +150,7 @@ class Transport:
         secure = self._url.startswith("https:")
         http = httpx2.AsyncClient(
             base_url=self._url,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
             limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE),
             verify=secure,
@@ -127,6 +161,14 @@ class Transport:
         finally:
             self._pools.pop(loop, None)
             await http.aclose()
+
+
+async def _sent(http: httpx2.AsyncClient, build: Callable[[], httpx2.Request], tries: int) -> httpx2.Response:
+    """Send again at once where a connection broke: mostly the node had just closed an idle one."""
+    for _ in range(tries - 1):
+        with suppress(httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+            return await http.send(build())
+    return await http.send(build())
 
 
 def _running_loop() -> object:

@@ -12,18 +12,9 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
-from llmesh.core.ranking import (
-    MAX_SKIPPED,
-    Candidate,
-    Measured,
-    Sort,
-    Trust,
-    Wishes,
-    eligible,
-    most_bonded,
-    rank,
-)
+from llmesh.core.ranking import MAX_SKIPPED, Candidate, Measured, Trust, eligible, most_bonded, rank
 from llmesh.core.reference import ModelRef
+from llmesh.core.wishes import Sort, Wishes
 from llmesh.errors import ModelNotFound
 
 A, B, C = (ModelId(letter * 64) for letter in "abc")

@@ -17,7 +17,8 @@ from llmesh.core.exchange import Accepted
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Chunk, InferenceRequest, Result, Skipped, Usage
 from llmesh.core.model import Card
-from llmesh.core.ranking import Candidate, Plan, Wishes
+from llmesh.core.ranking import Candidate, Plan
+from llmesh.core.wishes import Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus, WorkerView

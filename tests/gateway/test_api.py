@@ -13,7 +13,7 @@ from quart_trio.testing import TrioClient
 
 from llmesh.core.amount import Amount
 from llmesh.core.inference import InferenceRequest, Result
-from llmesh.core.ranking import Sort, Wishes
+from llmesh.core.wishes import Sort, Wishes
 from llmesh.errors import ERRORS, error_from_code
 
 from .conftest import OTHER, PROVIDER

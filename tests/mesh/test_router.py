@@ -17,8 +17,8 @@ from llmesh.core.amount import Amount
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import PeerId, RequestId
 from llmesh.core.inference import Chunk, InferenceRequest, Result, Usage
-from llmesh.core.ranking import Wishes
 from llmesh.core.reference import ModelRef
+from llmesh.core.wishes import Wishes
 from llmesh.errors import (
     MeshError,
     ModelFailed,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import trio
@@ -15,8 +17,12 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest, Result, Usage
 from llmesh.core.model import Card
-from llmesh.core.ranking import Candidate, Plan, Wishes
+from llmesh.core.ranking import Candidate, Plan
+from llmesh.core.wishes import Wishes
+from llmesh.errors import Conflict, ModelNotFound
 from llmesh.gateway.app import create_app
+from llmesh.gateway.batch import batch_routes
+from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
 from llmesh.journal.purse import DurablePurse
@@ -32,6 +38,20 @@ async def echo(request: InferenceRequest) -> Result:
     )
 
 
+class FakeIncoming:
+    """What is uploaded lies in the fake's memory."""
+
+    def __init__(self, mesh: FakeMesh) -> None:
+        self._mesh = mesh
+        mesh.received.clear()
+
+    async def write(self, piece: bytes) -> None:
+        self._mesh.received += piece
+
+    async def finish(self) -> Path:
+        return Path("received")
+
+
 @dataclass
 class FakeMesh:
     """Router, catalogue and node in one; `answer` may be replaced by a test."""
@@ -41,11 +61,15 @@ class FakeMesh:
     requests: list[InferenceRequest] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     ready: bool = True
+    wishes: list[Wishes | None] = field(default_factory=list)
+    received: bytearray = field(default_factory=bytearray)
+    deployed: list[tuple[bytes, str, Amount, str, str]] = field(default_factory=list)
 
     async def infer(
         self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
     ) -> Result:
         self.requests.append(request)
+        self.wishes.append(wishes)
         try:
             return await self.answer(request)
         except trio.Cancelled:
@@ -65,6 +89,26 @@ class FakeMesh:
         matches = part in card.name and (max_fee is None or offer.fee <= max_fee)
         return [(offer, announcement)] * limit if matches else []
 
+    def incoming(self) -> AbstractAsyncContextManager[FakeIncoming]:
+        return nullcontext(FakeIncoming(self))
+
+    async def deploy(self, source: Path, name: str, fee: Amount, version: str, description: str) -> ModelId:
+        if name == "taken":
+            raise Conflict("taken:1.0.0 is another model here.")
+        self.deployed.append((bytes(self.received), name, fee, version, description))
+        return MODEL_ID
+
+    async def remove(self, model: ModelId) -> None:
+        if not self.serves(model):
+            raise ModelNotFound(f"This node does not serve model {model}.")
+        self.deployed.clear()
+
+    def serves(self, model: ModelId) -> bool:
+        return model == MODEL_ID and bool(self.deployed)
+
+    def offers_of(self, model: ModelId) -> Sequence[tuple[Offer, Announcement]]:
+        return []
+
     async def status(self) -> NodeStatus:
         return NodeStatus(PROVIDER, "1.0.0", 42, 3, Amount.parse(5000), Amount.parse("123.45"))
 
@@ -77,7 +121,8 @@ def mesh() -> Iterator[FakeMesh]:
     async def run() -> None:
         stop = trio.Event()
         async with trio.open_nursery() as nursery:
-            app = create_app(fake, fake, fake)
+            more = (*deploy_routes(fake), *batch_routes(fake))
+            app = create_app(fake, fake, fake, None, more)
             fake.url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
             started.put((trio.lowlevel.current_trio_token(), stop))
 
