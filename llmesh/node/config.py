@@ -57,6 +57,16 @@ class NodeConfig:
     port: Annotated[
         int, Option("Port the gateway listens on; 0 takes any free one.", values.port, "PORT")
     ] = 8080
+    allow_host: Annotated[
+        tuple[str, ...],
+        Option(
+            "Name that callers know the gateway by, such as node.example.org behind a proxy.",
+            values.hostname,
+            "HOST",
+            repeated=True,
+            shown="localhost, loopback addresses and --host",
+        ),
+    ] = ()
     limits: Annotated[
         Rates,
         Option(
@@ -206,6 +216,7 @@ class NodeOptions(TypedDict, total=False):
 
     host: str
     port: int
+    allow_host: Sequence[str]
     limits: str | bool
     trusted_proxy: Sequence[str]
     listen: Sequence[str]

@@ -29,7 +29,7 @@ _UNGUARDED = GatewaySettings(Gate(guard=None))
 def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.socket) -> App:
     """What everybody can reach; beyond this machine, or behind a proxy, nobody comes in without a key."""
     gate = Gate(
-        Guard.for_host(config.host),
+        Guard.for_host(config.host, config.allow_host),
         keys,
         Limits(config.limits),
         always=bool(config.trusted_proxy) or not ip_address(listener.getsockname()[0]).is_loopback,

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from quart_trio import QuartTrio
 
 from llmesh.core.amount import Amount
-from llmesh.core.ids import PeerId
+from llmesh.core.ids import AttemptId, PeerId
+from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import Unauthorized
 from llmesh.gateway.app import GatewaySettings, create_app, routes
 from llmesh.gateway.callers import GRANTS, Scope
@@ -112,6 +114,31 @@ async def test_every_face_spends_from_the_keys_purse(
     answer = await make().test_client().post(path, json=body, headers={"Authorization": f"Bearer {text}"})
     await answer.get_data()
     assert router.purses == [keys.purse(row)] != [None]
+
+
+async def test_of_two_hundred_at_once_a_budget_for_a_hundred_lets_a_hundred_pass(
+    make, keys: Keys, router
+) -> None:
+    row, text = await keys.create("a", frozenset({Scope.INFERENCE}), Amount(100))
+    label, app, seen = router.answer, make(), []
+
+    async def pay(request: InferenceRequest) -> Result:
+        purse, attempt = router.purses[-1], AttemptId(request.id, 1)
+        await purse.hold(attempt, Amount(1))
+        purse.spend(attempt, Amount(1))
+        return await label(request)
+
+    async def infer() -> None:
+        seen.append(await ask(app, text, "/api/v1/inference"))
+
+    router.answer = pay
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(infer)
+    assert (seen.count(200), seen.count(402)) == (100, 100)
+    purse = keys.purse(row)
+    assert purse is not None
+    assert purse.left == Amount(0)
 
 
 async def test_no_key_goes_into_what_peers_are_asked(make, keys: Keys, router) -> None:

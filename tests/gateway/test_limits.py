@@ -12,6 +12,7 @@ from quart_trio import QuartTrio
 from llmesh.errors import RateLimited, ValidationFailed
 from llmesh.gateway import limits as module
 from llmesh.gateway.app import GatewaySettings, create_app
+from llmesh.gateway.batch import batch_routes
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.limits import Limits, OverLimit
@@ -114,6 +115,21 @@ async def test_a_bad_request_is_no_inference(app: QuartTrio, clock: Clock) -> No
     for _ in range(150):
         assert (await client.post("/api/v1/inference", json={"model": ""})).status_code == 422
     assert (await client.post("/api/v1/inference", json=BODY)).status_code == 200
+
+
+async def test_each_row_of_a_batch_is_one_and_so_is_each_text(router, node, clock: Clock) -> None:
+    gate = Gate(limits=Limits(Rates(inference=Rate(3, 60))))
+    app = create_app(router, None, node, GatewaySettings(gate), batch_routes(router))
+    client = app.test_client()
+    answer = await client.post("/api/v1/inference/batch", json={"requests": [BODY] * 5})
+    rows = json.loads(await answer.get_data())["results"]
+    assert [row.get("error", {}).get("code") for row in rows] == [None] * 3 + [RateLimited.code] * 2
+    clock.now += 61
+    texts = {"model": "m", "input": ["x"] * 4}
+    assert (await client.post("/v1/embeddings", json=texts)).status_code == 429
+    stream = {"model": "m", "prompt": "x", "stream": True}
+    codes = [(await client.post("/v1/completions", json=stream)).status_code for _ in range(4)]
+    assert codes == [200, 200, 200, 429]
 
 
 def test_rates_are_read() -> None:

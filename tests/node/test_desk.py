@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,20 @@ async def test_beyond_loopback_nobody_is_let_in_without_a_key(config: NodeConfig
         key = (await desk.post("/owner/keys", {"name": "a"}))["key"]
         answer = await http.get("/api/v1/status", headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 200
+
+
+async def test_behind_a_proxy_too_and_by_the_names_it_is_given(config: NodeConfig) -> None:
+    proxied = replace(config, trusted_proxy=(ip_network("127.0.0.1"),), allow_host=("node.example.org",))
+    async with (
+        open_node(proxied) as node,
+        open_desk(config.data_dir) as desk,
+        httpx2.AsyncClient(base_url=node.url, trust_env=False) as http,
+    ):
+        assert (await http.get("/api/v1/status")).status_code == 401
+        key = (await desk.post("/owner/keys", {"name": "a"}))["key"]
+        for host, status in (("node.example.org", 200), ("evil.example", 401)):
+            headers = {"Authorization": f"Bearer {key}", "Host": host}
+            assert (await http.get("/api/v1/status", headers=headers)).status_code == status
 
 
 async def test_where_no_node_ever_was_nothing_is_made(tmp_path: Path) -> None:
