@@ -11,11 +11,10 @@ from llmesh.core.encoding import Tensor
 from llmesh.core.inference import Chunk, Usage
 from llmesh.errors import MeshError
 
-__all__ = ["BYTES_AHEAD", "EVENTS_AHEAD", "Answer"]
+__all__ = ["BYTES_AHEAD", "Answer"]
 
-EVENTS_AHEAD = 256
-BYTES_AHEAD = 1 << 18
-"""How far a worker may be ahead of a caller; when it is further, the model's other callers wait as well."""
+BYTES_AHEAD = 1 << 20
+"""How far a worker may be ahead of a caller; who is further behind loses the rest of the answer."""
 
 _SMALL = 128  # bytes that an event without values counts for
 
@@ -31,7 +30,6 @@ class Answer:
         self._left = False
         self._error: MeshError | None = None
         self._news = trio.lowlevel.ParkingLot()
-        self._taken = trio.lowlevel.ParkingLot()
 
     # --- the caller's side
 
@@ -53,14 +51,12 @@ class Answer:
             await self._news.park()
         event = self._events.popleft()
         self._ahead -= _size(event)
-        self._taken.unpark_all()
         return event
 
     def leave(self) -> None:
         """The caller reads no more."""
         self._left = True
         self._events.clear()
-        self._taken.unpark_all()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -73,19 +69,25 @@ class Answer:
         self._accepted = True
         self._news.unpark_all()
 
-    async def put(self, event: Chunk | Usage) -> None:
-        """Waits while the caller is too far behind."""
-        while (self._ahead > BYTES_AHEAD or len(self._events) >= EVENTS_AHEAD) and not self._left:
-            await self._taken.park()
-        if not self._left:
-            self._events.append(event)
-            self._ahead += _size(event)
-            self._news.unpark_all()
+    def put(self, event: Chunk | Usage) -> bool:
+        """False where the caller is too far behind for one more chunk; for one who left, all is well."""
+        if self._left or self._over:
+            return True
+        if isinstance(event, Chunk) and self._ahead > BYTES_AHEAD:
+            return False
+        self._events.append(event)
+        self._ahead += _size(event)
+        self._news.unpark_all()
+        return True
 
     def end(self, error: MeshError | None = None) -> None:
-        """Nothing more comes; what is there can still be read, and then the error is raised."""
-        self._over, self._error = True, error
-        self._news.unpark_all()
+        """Nothing more comes; what is there can still be read, and then the error is raised.
+
+        Only the first end counts.
+        """
+        if not self._over:
+            self._over, self._error = True, error
+            self._news.unpark_all()
 
 
 def _size(event: Chunk | Usage) -> int:

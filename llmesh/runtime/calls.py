@@ -14,7 +14,7 @@ from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.inference import Chunk, Usage
 from llmesh.errors import MeshError, NodeBusy
 from llmesh.runtime.answer import Answer
-from llmesh.runtime.orders import Alone, Event
+from llmesh.runtime.orders import Alone, Event, Whole
 from llmesh.runtime.pipe import Garbage, encode_order
 
 __all__ = ["MAX_CALLS", "OBEY_SECONDS", "Call", "Calls"]
@@ -109,8 +109,9 @@ class Calls:
             case Chunk() if call.accepted_at is not None and event.index == call.chunks:
                 call.chunks += 1
             case Usage() if call.accepted_at is not None:
-                self._measure(now - max(call.accepted_at, self._free_since))
-                self._drop(call, now)
+                self._complete(call, call.accepted_at, event, now)
+            case Whole() if call.chunks == 0:
+                self._complete(call, now if call.accepted_at is None else call.accepted_at, event.usage, now)
             case MeshError():
                 self._drop(call, now)
             case Cancel() if call.cancelled_at is not None:
@@ -120,8 +121,8 @@ class Calls:
         return call
 
     def cancel(self, call: Call, now: float) -> bool:
-        """The caller has left; False, and nothing changes, if the call was over by then."""
-        if call.number not in self._calls:
+        """The caller has left; False, and nothing changes, if the call was over or cancelled by then."""
+        if call.number not in self._calls or call.cancelled_at is not None:
             return False
         call.cancelled_at = now
         if call.sent:
@@ -169,6 +170,12 @@ class Calls:
         """An order that no worker gets round to accepting may be what kills them: two tries."""
         call.strikes += call.accepted_at is None
         return call is cause or call.chunks > 0 or call.cancelled_at is not None or call.strikes >= _STRIKES
+
+    def _complete(self, call: Call, accepted_at: float, usage: Usage, now: float) -> None:
+        """Where an answer says by itself that it was accepted, the worker's own figure is its time."""
+        self._measure(max(now - max(accepted_at, self._free_since), usage.compute_ms / 1e3))
+        call.accepted_at = accepted_at
+        self._drop(call, now)
 
     def _drop(self, call: Call, now: float) -> None:
         del self._calls[call.number]

@@ -45,10 +45,6 @@ class TextClassifier:
         """Label, its score and the scores of all, from 0 to 1.  Raises ModelFailed."""
         return [self._named(row) for row in self._logits(inputs, stop).tolist()]
 
-    def tokens(self, input: Tokens) -> int:
-        """Tokens read, the special ones around the text included."""
-        return len(input)
-
     def batches(self) -> bool:
         """See `TextReader.rows_are_apart`."""
         return self._reader.rows_are_apart(self._graph.outputs, self._logits)
@@ -90,10 +86,6 @@ class TokenClassifier:
             self._named(tokens, rows[: len(tokens)])
             for tokens, rows in zip(inputs, self._logits(inputs, stop).tolist(), strict=True)
         ]
-
-    def tokens(self, input: Tokens) -> int:
-        """Tokens read, the special ones around the text included."""
-        return len(input)
 
     def batches(self) -> bool:
         """See `TextReader.rows_are_apart`; judged by the first token."""

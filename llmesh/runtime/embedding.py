@@ -109,10 +109,6 @@ class Embedder:
         rows = self._vectors(inputs, stop).astype("<f4", copy=False)
         return [{"embedding": Tensor("float32", row.shape, row.tobytes())} for row in rows]
 
-    def tokens(self, input: Tokens) -> int:
-        """Tokens read, the special ones around the text included."""
-        return len(input)
-
     def batches(self) -> bool:
         """See `TextReader.rows_are_apart`."""
         return self._reader.rows_are_apart((self._output,), self._vectors)

@@ -18,11 +18,11 @@ from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo
 from llmesh.errors import MeshError, ModelFailed, ModelNotFound, NodeBusy, TooLarge, ValidationFailed
-from llmesh.runtime.answer import Answer
+from llmesh.runtime.answer import BYTES_AHEAD, Answer
 from llmesh.runtime.bundle import Bundle, check_unaltered
 from llmesh.runtime.calls import OBEY_SECONDS, Call, Calls
 from llmesh.runtime.memory import resident_memory
-from llmesh.runtime.orders import LOAD, Event, GraphFacts, Infer, Load, Loaded
+from llmesh.runtime.orders import LOAD, Event, GraphFacts, Infer, Load, Loaded, Whole
 from llmesh.runtime.pipe import Garbage, encode_order
 from llmesh.runtime.process import WorkerEnded, WorkerProcess, open_worker
 from llmesh.runtime.runtime import WorkerStatus
@@ -161,9 +161,12 @@ class HostedModel:
         finally:
             call.answer.leave()
             self.used_at = trio.current_time()
-            if self._calls.cancel(call, self.used_at):
-                self._ordered.unpark_all()
-                self._cancelled.unpark_all()
+            self._cancel(call)
+
+    def _cancel(self, call: Call) -> None:
+        if self._calls.cancel(call, trio.current_time()):
+            self._ordered.unpark_all()
+            self._cancelled.unpark_all()
 
     def _add_call(self, values: Mapping[str, Value]) -> Call:
         self._last_number += 1
@@ -290,23 +293,44 @@ class HostedModel:
         try:
             while True:
                 number, event = await worker.receive()
-                await _deliver(self._calls.note(number, event, trio.current_time()), event)
+                call = self._calls.note(number, event, trio.current_time())
+                if not _deliver(call, event):
+                    call.answer.end(_left_behind())
+                    self._cancel(call)
         except WorkerEnded as end:
             return str(end)
         except Garbage as garbage:
             return f"it broke the protocol: {garbage}"
 
 
-async def _deliver(call: Call, event: Event) -> None:
-    """Waits while the caller is too far behind; the model's other callers then wait as well."""
-    if isinstance(event, Accepted):
-        call.answer.accept()
-    elif isinstance(event, Chunk | Usage):
-        await call.answer.put(event)
-    if isinstance(event, Usage | Cancel):
-        call.answer.end()
-    elif isinstance(event, MeshError):
-        call.answer.end(event)
+def _deliver(call: Call, event: Event) -> bool:
+    """False where the caller is too far behind to be given it."""
+    answer = call.answer
+    match event:
+        case Accepted():
+            answer.accept()
+        case Chunk():
+            return answer.put(event)
+        case Whole(values, usage):
+            answer.accept()
+            answer.put(Chunk(0, values=values))
+            answer.put(usage)
+            answer.end()
+        case Usage():
+            answer.put(event)
+            answer.end()
+        case Cancel():
+            answer.end()
+        case MeshError():
+            answer.end(event)
+    return True
+
+
+def _left_behind() -> TooLarge:
+    return TooLarge(
+        f"Over {BYTES_AHEAD:,} bytes of the answer waited to be read, so the rest was cancelled;"
+        " read it as it comes, or ask for a shorter one."
+    )
 
 
 def _end(gone: list[Call], fault: MeshError) -> None:

@@ -11,6 +11,7 @@ from llmesh.core.exchange import Cancel
 from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import TensorSpec
 from llmesh.errors import MeshError
+from llmesh.runtime.orders import Whole
 
 __all__ = ["Job", "Model", "Outcome"]
 
@@ -27,7 +28,7 @@ class Job(Generic[Input]):
     alone: bool = False
 
 
-Outcome = Chunk | Usage | MeshError | Cancel
+Outcome = Chunk | Usage | Whole | MeshError | Cancel
 """What a step says of a job; all but a Chunk end it."""
 
 
@@ -50,6 +51,10 @@ class Model(Protocol[Input]):
     @property
     def busy(self) -> bool:
         """Whether a step would do something even if no job joined."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether what was last taken will be answered so soon that nobody need listen meanwhile."""
 
     def check(self, values: Mapping[str, Value]) -> Input:
         """What the model makes of a request.  Raises ValidationFailed, TooLarge, NodeBusy."""

@@ -26,6 +26,7 @@ __all__ = [
     "Order",
     "Probe",
     "Scan",
+    "Whole",
 ]
 
 LOAD = 0
@@ -105,5 +106,16 @@ class Abilities:
     providers: tuple[str, ...]
 
 
-Event: TypeAlias = Loaded | GraphFacts | Abilities | Accepted | Chunk | Usage | MeshError | Cancel
-"""Accepted, Chunk*, Usage answer an inference; Cancel says that it stopped; a MeshError ends any order."""
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The answer of a model that gives it in one piece; it says Accepted as well, if nothing did before."""
+
+    values: Mapping[str, Value]
+    usage: Usage
+
+
+Event: TypeAlias = Loaded | GraphFacts | Abilities | Accepted | Chunk | Usage | Whole | MeshError | Cancel
+"""Accepted, Chunk*, Usage answer an inference, or one Whole does.
+
+Cancel says that it stopped; a MeshError ends any order.
+"""

@@ -38,6 +38,7 @@ from llmesh.runtime.orders import (
     Order,
     Probe,
     Scan,
+    Whole,
 )  # fmt: skip
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import PROVIDERS, WorkerSettings
@@ -111,6 +112,9 @@ def encode_event(call: int, event: Event) -> bytes:
         values, blobs = _pack(event.values)
         content: list[Json] = [event.index, event.text, list(event.token_ids), values]
         return _frame([call, "chunk", content], blobs, MAX_EVENT_HEADER)
+    if isinstance(event, Whole):
+        values, blobs = _pack(event.values)
+        return _frame([call, "whole", [values, _of_usage(event.usage)]], blobs, MAX_EVENT_HEADER)
     return _frame([call, *_plain(event)])
 
 
@@ -126,10 +130,14 @@ def _plain(
         case Abilities(level, providers):
             return "abilities", [int(level), list(providers)]
         case Usage():
-            return "usage", [event.input_tokens, event.output_tokens, event.compute_ms]
+            return "usage", _of_usage(event)
         case MeshError():
             return "error", [event.code, event.message[:_MAX_MESSAGE]]
     return ("accepted" if isinstance(event, Accepted) else "cancelled"), None
+
+
+def _of_usage(usage: Usage) -> Json:
+    return [usage.input_tokens, usage.output_tokens, usage.compute_ms]
 
 
 def _of_info(info: ModelInfo) -> Json:
@@ -207,7 +215,7 @@ def _unpack(packed: Any, blobs: memoryview) -> dict[str, Value]:
 
 def _loaded(content: Any, _: memoryview) -> Loaded:
     info, level, provider, batch, resident = _list(content, 5)
-    if provider not in PROVIDERS or _count(batch) < 1 or not 0 <= _whole(resident) < _MAX_BYTES:
+    if provider not in PROVIDERS or _count(batch) < 1 or not 0 <= _integer(resident) < _MAX_BYTES:
         raise ValueError("no state of a worker")
     return Loaded(_info(info), SandboxLevel(_count(level)), provider, batch, resident)
 
@@ -249,12 +257,21 @@ def _spec(name: Any, dtype: Any, shape: Any) -> TensorSpec:
 def _chunk(content: Any, blobs: memoryview) -> Chunk:
     index, text, token_ids, values = _list(content, 4)
     tokens = tuple(map(_count, _list(token_ids)))
-    unpacked = _unpack(values, blobs)
+    return Chunk(_count(index), _text(text), tokens, _values(values, blobs))
+
+
+def _whole(content: Any, blobs: memoryview) -> Whole:
+    values, usage = _list(content, 2)
+    return Whole(_values(values, blobs), _usage(usage, blobs))
+
+
+def _values(packed: Any, blobs: memoryview) -> dict[str, Value]:
+    unpacked = _unpack(packed, blobs)
     for name, value in unpacked.items():
         _text(name)
         if not isinstance(value, Tensor):
             _check_json(value)
-    return Chunk(_count(index), _text(text), tokens, unpacked)
+    return unpacked
 
 
 def _usage(content: Any, _: memoryview) -> Usage:
@@ -279,6 +296,7 @@ _DECODERS: dict[str, Callable[[Any, memoryview], Event]] = {
     "accepted": lambda _content, _blobs: Accepted(),
     "chunk": _chunk,
     "usage": _usage,
+    "whole": _whole,
     "error": _error,
     "cancelled": lambda _content, _blobs: Cancel(),
 }
@@ -291,12 +309,12 @@ def _list(value: Any, length: int | None = None) -> list[Any]:
 
 
 def _count(value: Any) -> int:
-    if not 0 <= _whole(value) < _MAX_COUNT:
+    if not 0 <= _integer(value) < _MAX_COUNT:
         raise ValueError("no count")
     return int(value)
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     if type(value) is not int:
         raise ValueError("no whole number")
     return value

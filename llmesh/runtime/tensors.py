@@ -1,4 +1,7 @@
-"""Raw tensors by name, on the worker's side: what a graph takes and gives, as it is."""
+"""Raw tensors by name, on the worker's side: what a graph takes and gives, as it is.
+
+Requests whose tensors have the same shapes but for the first axis share a run (see `stacking`).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ import numpy as np
 
 from llmesh.core.encoding import Tensor, Value
 from llmesh.core.model import RAW_TENSORS, TensorSpec
-from llmesh.errors import TooLarge, ValidationFailed
-from llmesh.runtime.graph import Array, Graph, Stop
+from llmesh.errors import ModelFailed, TooLarge, ValidationFailed
+from llmesh.runtime.graph import Array, Graph, Stop, warm_up
 from llmesh.runtime.pipe import MAX_BODY
+from llmesh.runtime.stacking import Feeds, Outputs, rows_are_apart, split, stack, stackable
 
 __all__ = ["RawTensors"]
 
@@ -29,32 +33,38 @@ class RawTensors:
         self._graph = graph
         self.inputs = graph.inputs
         self.outputs = graph.outputs
+        self._stacked = stackable(graph.inputs, graph.outputs)
 
-    def check(self, values: Mapping[str, Value]) -> dict[str, Array]:
+    def check(self, values: Mapping[str, Value]) -> Feeds:
         """The graph's inputs.  Raises ValidationFailed, naming the expected signature."""
         wanted = {spec.name: spec for spec in self.inputs}
         if values.keys() != wanted.keys():
             raise self._mismatch(f"it got {_listed(values)}")
-        return {name: self._array(wanted[name], value) for name, value in values.items()}
+        arrays = {name: self._array(spec, values[name]) for name, spec in wanted.items()}
+        return Feeds.of(arrays, stacked=self._stacked)
 
-    def answer(self, inputs: Sequence[dict[str, Array]], stop: Stop) -> list[dict[str, Value]]:
+    def answer(self, inputs: Sequence[Feeds], stop: Stop) -> list[dict[str, Value]]:
         """One Tensor per output, lists for texts.  Raises ModelFailed, TooLarge."""
-        return [self._answer(feeds, stop) for feeds in inputs]
+        return [self._named(outputs) for outputs in self._run(inputs, stop)]
 
-    def _answer(self, feeds: Mapping[str, Array], stop: Stop) -> dict[str, Value]:
-        outputs = self._graph.run(feeds, stop)
+    def _run(self, inputs: Sequence[Feeds], stop: Stop) -> list[Outputs]:
+        return split(self._graph.run(stack(inputs), stop), inputs)
+
+    def _named(self, outputs: Outputs) -> dict[str, Value]:
         size = sum(array.nbytes for array in outputs.values())
         if size > MAX_BODY:
             raise TooLarge(f"The model's answer takes {size:,} bytes, more than {MAX_BODY:,}.")
         return {spec.name: _value(spec, outputs[spec.name]) for spec in self.outputs}
 
-    def tokens(self, input: dict[str, Array]) -> int:
-        """None: raw tensors are not texts."""
-        return 0
-
     def batches(self) -> bool:
-        """No: a free first axis does not say that the rows along it have nothing to do with each other."""
-        return False
+        """See `stacking.rows_are_apart`."""
+        if not self._stacked:
+            return False
+        try:
+            with warm_up() as stop:
+                return rows_are_apart(self.inputs, lambda requests: self._run(requests, stop))
+        except ModelFailed:
+            return False
 
     def _array(self, spec: TensorSpec, value: Value) -> Array:
         try:

@@ -5,7 +5,7 @@ A text that is longer than the model's context is refused; it is cut only where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -44,6 +44,12 @@ class Tokens:
 
     text: str
     encoding: Encoding
+    group: Hashable = ()
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return len(self)
 
     def __len__(self) -> int:
         return len(self.encoding)

@@ -16,8 +16,10 @@ from llmesh.errors import NodeBusy, ValidationFailed
 from llmesh.runtime import calls as calls_module
 from llmesh.runtime.answer import Answer
 from llmesh.runtime.calls import OBEY_SECONDS, Call, Calls
-from llmesh.runtime.orders import Alone, Event
+from llmesh.runtime.orders import Alone, Event, Whole
 from llmesh.runtime.pipe import Garbage, encode_order
+
+WHOLE = Whole({}, Usage())
 
 
 def call_of(number: int, size: int = 1) -> Call:
@@ -57,6 +59,8 @@ def test_a_call_is_answered() -> None:
         ("accepted", Accepted()),
         ("accepted", Chunk(1)),
         ("chunk", Chunk(0)),
+        ("new", WHOLE),
+        ("chunk", WHOLE),
         ("accepted", ModelInfo(ModelId(""), "raw-tensors")),
     ],
 )
@@ -64,6 +68,22 @@ def test_events_out_of_turn_are_garbage(state: str, event: Event) -> None:
     calls, _ = table(state)
     with pytest.raises(Garbage):
         calls.note(1, event, 0.0)
+
+
+@pytest.mark.parametrize("state", ["sent", "accepted"])
+def test_a_whole_answer_says_by_itself_that_it_was_accepted(state: str) -> None:
+    calls, (call,) = table(state)
+    assert calls.note(1, WHOLE, 1.0) is call
+    assert not calls
+
+
+def test_a_cancelled_call_is_cancelled_once() -> None:
+    calls, (call,) = table("accepted")
+    assert calls.cancel(call, 1.0)
+    assert not calls.cancel(call, 2.0)
+    assert calls.next_frame() == encode_order(1, Cancel())
+    assert calls.next_frame() is None
+    assert calls.obey_by() == 1.0 + OBEY_SECONDS
 
 
 def test_an_answer_to_nothing_is_garbage() -> None:
@@ -210,12 +230,12 @@ class Lives(RuleBasedStateMachine):
         self.with_worker.pop(number, None)
 
     @precondition(lambda self: self.with_worker)
-    @rule(data=st.data(), event=st.sampled_from([Accepted(), Usage(), ValidationFailed("no")]))
+    @rule(data=st.data(), event=st.sampled_from([Accepted(), Usage(), WHOLE, ValidationFailed("no")]))
     def say(self, data: Any, event: Event) -> None:
         number = data.draw(st.sampled_from(sorted(self.with_worker)))
         self.now += 1
         accepted = self.with_worker[number] == "accepted"
-        if accepted == isinstance(event, Accepted):  # out of turn
+        if accepted == isinstance(event, Accepted) and event is not WHOLE:  # out of turn
             return
         self.calls.note(number, event, self.now)
         if isinstance(event, Accepted):
@@ -229,8 +249,9 @@ class Lives(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(set(self.made) - set(self.over))))
         call = self.made[number]
         unsent = not call.sent
-        assert self.calls.cancel(call, self.now)
-        if unsent:
+        again = call.cancelled_at is not None
+        assert self.calls.cancel(call, self.now) != again
+        if unsent and not again:
             self.end(number)
 
     @rule()

@@ -25,6 +25,7 @@ from llmesh.runtime.orders import (
     Loaded,
     Probe,
     Scan,
+    Whole,
 )  # fmt: skip
 from llmesh.runtime.pipe import Garbage, decode_event, decode_order, encode_event, encode_order
 from llmesh.runtime.sandbox import SandboxLevel
@@ -64,6 +65,7 @@ infos = st.builds(
 events = (
     st.builds(Chunk, counts, texts, st.lists(counts, max_size=3).map(tuple), values)
     | st.builds(Usage, counts, counts, st.floats(0, 1e9))
+    | st.builds(Whole, values, st.builds(Usage, counts, counts, st.floats(0, 1e9)))
     | st.builds(Loaded, infos, levels, st.sampled_from(["cpu", "cuda"]), st.integers(1, 64), counts)
     | st.builds(GraphFacts, st.lists(texts, max_size=3).map(tuple), st.sampled_from(EXECUTIONS))
     | st.builds(Abilities, levels, st.sampled_from([(), ("cpu",), ("cpu", "cuda")]))
@@ -147,6 +149,9 @@ def test_a_sound_load_is_none_of_these() -> None:
         header([1, "usage", [0, 0, float("nan")]]),
         header([1, "usage", [0, 0, -1.0]]),
         header([1, "usage", [1 << 40, 0, 0.0]]),
+        header([1, "whole", [[], None]]),
+        header([1, "whole", [[["x", None, 1 << 70]], [0, 0, 0.0]]]),
+        header([1, "whole", [[["x", ["uint8", [1]]]], [0, 0, 0.0]]]),
         header([1, ["usage"], [0, 0, 0.0]]),
         loaded(["own-task", [], [], []]),
         loaded(["raw-tensors", [["x", "object", []]], [], []]),
@@ -188,7 +193,7 @@ def test_what_no_sound_worker_sends_is_garbage(garbage: bytes) -> None:
 @given(
     st.binary(max_size=60)
     | plain.map(header)
-    | st.tuples(counts, st.sampled_from(["loaded", "chunk", "usage", "error", "accepted"]), plain)
+    | st.tuples(counts, st.sampled_from(["loaded", "chunk", "usage", "whole", "error", "accepted"]), plain)
     .map(list)
     .map(header)
 )

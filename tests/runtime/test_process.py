@@ -9,16 +9,17 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from llmesh.core.exchange import Accepted
+from llmesh.core.exchange import Accepted, Cancel
 from llmesh.core.ids import ModelId
 from llmesh.core.inference import Chunk, Usage
 from llmesh.core.model import ModelInfo
 from llmesh.demo import SENTIMENT_ANALYZER
-from llmesh.errors import MeshError, ModelFailed
+from llmesh.errors import MeshError, ModelFailed, TooLarge
+from llmesh.runtime import answer as answer_module
 from llmesh.runtime import hosted, process, workers
 from llmesh.runtime.bundle import read_bundle
-from llmesh.runtime.orders import GraphFacts, Loaded
-from llmesh.runtime.pipe import encode_event
+from llmesh.runtime.orders import GraphFacts, Infer, Loaded, Whole
+from llmesh.runtime.pipe import encode_event, encode_order
 from llmesh.runtime.runtime import Runtime
 from llmesh.runtime.sandbox import SandboxLevel
 
@@ -148,7 +149,7 @@ async def test_a_deaf_worker_is_replaced(runtime: Runtime, play: Callable[[str],
         await ask(runtime, bundle.id, {"x": 1})
 
 
-async def test_a_flood_is_held_back_and_the_loop_goes_on(
+async def test_a_burst_waits_for_its_reader_and_the_loop_goes_on(
     runtime: Runtime, play: Callable[[str], None]
 ) -> None:
     flood = f"[os.write(1, frame) for frame in {[encode_event(1, Chunk(n)) for n in range(100)]!r}];"
@@ -168,6 +169,34 @@ async def test_a_flood_is_held_back_and_the_loop_goes_on(
             await trio.sleep(0.1)
             events = [event async for event in answer]
     assert [event.index for event in events if isinstance(event, Chunk)] == list(range(100))
+
+
+async def test_who_does_not_read_loses_its_answer_and_others_run_on(
+    runtime: Runtime, play: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_module, "BYTES_AHEAD", 3_000)
+    flood = encode_event(1, Chunk(0, "x" * 2_000)), encode_event(1, Chunk(1, "y" * 2_000))
+    rest = [encode_event(1, Chunk(n)) for n in range(2, 400)]
+    other = encode_event(2, Whole({"y": 1}, Usage()))
+    stopped = encode_event(1, Cancel())
+    orders = len(encode_order(2, Infer({"x": 2})) + encode_order(1, Cancel()))
+    play(
+        READ
+        + say(LOADED)
+        + "os.read(0, 1 << 20);"
+        + say(ACCEPTED, *flood)
+        + f"[os.write(1, frame) for frame in {rest!r}];"
+        + f"[os.read(0, 1) for _ in range({orders})];"
+        + say(other, stopped)
+        + READ
+    )
+    bundle = await read_bundle(SENTIMENT_ANALYZER)
+    await runtime.load(bundle)
+    with trio.fail_after(10):
+        async with runtime.infer(bundle.id, {"x": 1}) as slow:
+            assert (await ask(runtime, bundle.id, {"x": 2}))[0] == {"y": 1}
+            with pytest.raises(TooLarge, match="waited to be read"):
+                assert [event.index async for event in slow if isinstance(event, Chunk)] == [0, 1]
 
 
 async def test_noise_on_stderr_never_blocks_and_its_end_is_logged(

@@ -143,7 +143,7 @@ async def test_the_sandbox_is_shown_and_can_be_required(
     async with open_worker_runtime(WorkerSettings(require=able.level)) as runtime:
         await runtime.load(bundles[0])
         (status,) = runtime.workers()
-        assert (status.level, status.provider, status.batch) == (able.level, "cpu", 1)
+        assert (status.level, status.provider, status.batch) == (able.level, "cpu", 8)
     if able.level == SandboxLevel.CONFINED:
         return
     async with open_worker_runtime(WorkerSettings(require=SandboxLevel.CONFINED)) as runtime:

@@ -46,6 +46,11 @@ class TextGenerator:
         """Whether anything is being written."""
         return bool(self._jobs)
 
+    @property
+    def quick(self) -> bool:
+        """Never: callers come and go in the middle of an answer."""
+        return False
+
     def check(self, values: Mapping[str, Value]) -> Job:
         """The prompt as tokens and what it may take.  Raises ValidationFailed that names the field."""
         return self._generator.prepare(GenerationRequest.parse(values))
