@@ -175,9 +175,10 @@ async def test_a_worker_that_does_not_stop_is_killed_and_only_that_call_lost(
         answers.append(output["y"])
 
     async with trio.open_nursery() as nursery:
-        with trio.move_on_after(0.3):
+        with trio.CancelScope() as scope:
             async with runtime.infer(bundle.id, large) as answer:
                 nursery.start_soon(small)
+                scope.deadline = trio.current_time() + 0.3
                 await anext(answer)
         assert answers == []
     assert np.frombuffer(answers[0].data, "<f4").tolist() == [2.0**39] * 4
