@@ -41,6 +41,8 @@ from llmesh.gateway.schema import (
     StatusBody,
 )
 from llmesh.gateway.status import NodeView, get_health, get_readiness, get_status
+from llmesh.gateway.websocket.route import Sockets, add_websocket
+from llmesh.gateway.websocket.socket import Bounds
 
 __all__ = ["App", "GatewaySettings", "application", "create_app", "routes"]
 
@@ -54,11 +56,12 @@ _ROUTER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Whom to serve and how much to take: `max_body` in bytes, `body_timeout` in seconds."""
+    """Whom to serve and how much to take: `max_body` in bytes, `body_timeout` in seconds, WebSockets."""
 
     gate: Gate = field(default_factory=Gate)
     max_body: int = 16 * 1024 * 1024
     body_timeout: float = 20.0
+    sockets: Bounds = field(default_factory=Bounds)
 
 
 def create_app(
@@ -69,7 +72,10 @@ def create_app(
     more: Sequence[Route] = (),
 ) -> QuartTrio:
     """The ASGI application of one node, with `more` routes; serve it with `gateway.server`."""
-    return application(routes(router, catalogue, node, more), settings or GatewaySettings())
+    settings = settings or GatewaySettings()
+    app = application(routes(router, catalogue, node, more), settings)
+    add_websocket(app, Sockets(router, node.events, settings.gate, settings.sockets))
+    return app
 
 
 def application(table: Iterable[Route], settings: GatewaySettings) -> QuartTrio:
@@ -141,7 +147,7 @@ async def _admit(gate: Gate, scopes: Mapping[str, Scope]) -> None:
 
 
 async def _fail(error: Exception) -> Response:
-    # A WebSocket handshake ends here too, outside any request: no route takes one.
+    # A WebSocket that is refused, or that a fault of ours breaks, ends here too, outside any request.
     if not has_request_context():
         return answer_to(error, new_request_id())
     asked = _current()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any
 
+import msgspec
 from quart import Response
 
 from llmesh.errors import ERRORS
 from llmesh.gateway.callers import Scope
+from llmesh.gateway.event_schema import EVENT_BODIES
 from llmesh.gateway.openapi import Route, document
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import encode
+from llmesh.gateway.websocket.frames import CLIENT_FRAMES, NODE_FRAMES
 
 __all__ = ["docs_routes"]
 
@@ -76,6 +79,7 @@ def _page(told: dict[str, Any]) -> str:
             '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>',
             *_operations(told["paths"]),
             *(part for name, shape in shapes.items() for part in _shape(name, shape)),
+            *_frames(shapes),
             *_errors(),
             "</html>",
         )
@@ -110,6 +114,24 @@ def _shape(name: str, shape: dict[str, Any]) -> Iterator[str]:
         (f"<code>{field}</code>{'' if field in required else ' (optional)'}", _words(schema))
         for field, schema in shape.get("properties", {}).items()
     )
+
+
+def _frames(told: Mapping[str, Any]) -> Iterator[str]:
+    """The frames of the WebSocket and the events that one of them carries, with shapes not `told` yet."""
+    _, shapes = msgspec.json.schema_components((*CLIENT_FRAMES, *NODE_FRAMES, *EVENT_BODIES.values()))
+    yield "<h2><code>WebSocket /ws</code></h2>"
+    yield "<p>One JSON object a frame, told apart by its <code>type</code>.</p>"
+    for title, frames in (("A client sends", CLIENT_FRAMES), ("The node sends", NODE_FRAMES)):
+        yield f"<p>{title}: {', '.join(_linked(frame) for frame in frames)}.</p>"
+    yield _table((f"<code>{name}</code>", _linked(body)) for name, body in EVENT_BODIES.items())
+    for name, shape in shapes.items():
+        if name not in told:
+            yield from _shape(name, shape)
+
+
+def _linked(shape: type[msgspec.Struct]) -> str:
+    kind = shape.__struct_config__.tag or shape.__name__
+    return f'<a href="#{shape.__name__}">{kind}</a>'
 
 
 def _errors() -> Iterator[str]:

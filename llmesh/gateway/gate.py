@@ -44,13 +44,18 @@ class Gate:
         """
         if self.guard is None:
             return OWNER
-        self.guard.check(request)
+        self.check(request)
         if scope is None or scope is Scope.OPEN:
             return _NOBODY
         caller = self.caller(self.address(request), presented_key(request.headers.get("Authorization", "")))
         caller.require(scope)
         caller.count(Counted.API)
         return caller
+
+    def check(self, request: BaseRequestWebsocket) -> None:
+        """Whether such a request may come at all, whoever makes it.  Raises Unauthorized."""
+        if self.guard is not None:
+            self.guard.check(request)
 
     def address(self, request: BaseRequestWebsocket) -> str:
         """The address that a request is counted under."""

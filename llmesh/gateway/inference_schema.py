@@ -17,6 +17,7 @@ from llmesh.core.wishes import Sort, Wishes
 from llmesh.gateway.schema import MaxFee, Mesh, mesh, parse_amount
 
 __all__ = [
+    "AskedBody",
     "InferenceBody",
     "PlanBody",
     "ProvidersBody",
@@ -46,7 +47,7 @@ class ProvidersBody(Struct, forbid_unknown_fields=True, frozen=True):
 _ALL = ProvidersBody()
 
 
-class InferenceBody(Struct, forbid_unknown_fields=True):
+class AskedBody(Struct, forbid_unknown_fields=True):
     """What to run on what, and by whom."""
 
     model: Annotated[
@@ -62,9 +63,6 @@ class InferenceBody(Struct, forbid_unknown_fields=True):
     min_stake: Annotated[
         int | float | str, Meta(description="MESH that a provider must have bonded, or its decimal text.")
     ] = 0
-    dry_run: Annotated[
-        bool, Meta(description="Only tell who would serve, in order, at what fee; nothing is run.")
-    ] = False
 
     def to_request(self, id: RequestId) -> InferenceRequest:
         """The request these words stand for.  Raises ValidationFailed."""
@@ -84,6 +82,14 @@ class InferenceBody(Struct, forbid_unknown_fields=True):
             allow=frozenset(map(peer_id, self.providers.only)),
             deny=frozenset(map(peer_id, self.providers.ignore)),
         )
+
+
+class InferenceBody(AskedBody, forbid_unknown_fields=True):
+    """What to run on what, and by whom, or whether only to tell by whom it would be."""
+
+    dry_run: Annotated[
+        bool, Meta(description="Only tell who would serve, in order, at what fee; nothing is run.")
+    ] = False
 
 
 class UsageBody(Struct):

@@ -154,18 +154,18 @@ encode = msgspec.json.Encoder().encode
 """JSON text of any of the structs above, in UTF-8."""
 
 
-def decode(body: bytes, decoder: Callable[[bytes], _T]) -> _T:
+def decode(body: bytes, decoder: Callable[[bytes], _T], what: str = "body") -> _T:
     """Raises Malformed for what is not JSON, ValidationFailed (naming the field) for what is not valid."""
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
         raise ValidationFailed(_sentence(error)) from None
     except UnicodeDecodeError:
-        raise Malformed("The body is not valid UTF-8.") from None
+        raise Malformed(f"The {what} is not valid UTF-8.") from None
     except RecursionError:
-        raise Malformed("The body is nested too deeply.") from None
+        raise Malformed(f"The {what} is nested too deeply.") from None
     except msgspec.DecodeError as error:
-        raise Malformed(f"The body is not JSON: {_sentence(error)}") from None
+        raise Malformed(f"The {what} is not JSON: {_sentence(error)}") from None
 
 
 def decode_query(query: bytes, shape: type[_T]) -> _T:

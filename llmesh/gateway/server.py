@@ -26,6 +26,8 @@ from hypercorn.typing import (
 from quart_trio import QuartTrio
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
+from llmesh.gateway.websocket.line import lay
+
 __all__ = ["bind", "serve"]
 
 GRACE = 2.0
@@ -70,7 +72,7 @@ async def serve(
     url = _url(listener)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
     context = WorkerContext(None)
-    handler = partial(_handle, ASGIWrapper(_whole_sends(app)), _config(), context)
+    handler = partial(_handle, ASGIWrapper(_served(app)), _config(), context, stop)
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
             await accepting.start(
@@ -83,14 +85,19 @@ async def serve(
         connections.cancel_scope.deadline = trio.current_time() + GRACE
 
 
-def _whole_sends(app: QuartTrio) -> ASGIFramework:
-    """The application, with sends that no cancel cuts short.
+def _served(app: QuartTrio) -> ASGIFramework:
+    """The application, with a bounded line under each WebSocket, and sends of HTTP that no cancel cuts short.
 
     The last send of an answer makes Quart-Trio cancel the task that is in it, and Hypercorn then
     never starts the timer that ends idle connections.
     """
 
     async def served(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "websocket":
+            lay(scope, send)
+            await app(scope, receive, send)
+            return
+
         async def send_whole(event: ASGISendEvent) -> None:
             with trio.CancelScope() as sending:
                 sending.shield = True  # like Hypercorn's own writes; see `_handle`
@@ -102,7 +109,7 @@ def _whole_sends(app: QuartTrio) -> ASGIFramework:
 
 
 async def _handle(
-    app: ASGIWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+    app: ASGIWrapper, config: Config, context: WorkerContext, stop: trio.Event, stream: trio.SocketStream
 ) -> None:
     """One connection, whose faults stay its own.
 
@@ -112,7 +119,8 @@ async def _handle(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_close_when_cancelled, stream)
-            await TCPServer(app, config, context, LifespanState(), stream)  # type: ignore[arg-type]
+            ends = LifespanState(stopping=stop, abort=nursery.cancel_scope.cancel)
+            await TCPServer(app, config, context, ends, stream)  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
     except* Exception as faults:
         _log.warning("A connection was dropped: %r", faults.exceptions[0])

@@ -13,6 +13,7 @@ from llmesh.errors import NodeBusy
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import HealthBody, StatusBody, TransferBody, WorkerBody, encode, mesh
 from llmesh.mesh.download import Progress
+from llmesh.mesh.events import Events
 
 __all__ = ["NodeStatus", "NodeView", "WorkerView", "get_health", "get_readiness", "get_status"]
 
@@ -61,6 +62,10 @@ class NodeView(Protocol):
     @property
     def ready(self) -> bool:
         """Whether inference requests can be served now."""
+
+    @property
+    def events(self) -> Events:
+        """Where it tells what happens."""
 
     async def status(self) -> NodeStatus:
         """The present state."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,6 +24,7 @@ from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.download import Progress
+from llmesh.mesh.events import Events
 
 PROVIDER = PeerId("12D3KooW" + "A" * 44)
 OTHER = PeerId("12D3KooW" + "C" * 44)
@@ -83,7 +84,8 @@ class FakeRouter:
                 yield Chunk(index, word if not index else f" {word}")
             yield result
 
-        yield events()
+        async with aclosing(events()) as pieces:
+            yield pieces
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         self.wishes.append(wishes)
@@ -110,6 +112,9 @@ class FakeCatalogue:
 
 class FakeNode:
     ready = True
+
+    def __init__(self) -> None:
+        self.events = Events()
 
     async def status(self) -> NodeStatus:
         return NodeStatus(

@@ -14,6 +14,8 @@ from openapi_spec_validator import validate
 from quart_trio import QuartTrio
 
 from llmesh.errors import ERRORS
+from llmesh.gateway.event_schema import EVENT_BODIES
+from llmesh.gateway.websocket.frames import CLIENT_FRAMES, NODE_FRAMES
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ async def test_it_has_every_route(told, app: QuartTrio) -> None:
     served = {
         (re.sub("<(.*?)>", r"{\1}", rule.rule), method)
         for rule in app.url_map.iter_rules()
+        if not rule.websocket
         for method in rule.methods - {"HEAD"}
     }
     told_of = {(path, m.upper()) for path, methods in told["paths"].items() for m in methods}
@@ -84,5 +87,7 @@ async def test_the_page_explains_every_route_and_error(client, told) -> None:
     assert all(f'<h2 id="{name}">' in page for name in told["components"]["schemas"])
     for error in ERRORS.values():
         assert f'<a id="{error.name}"></a>{error.code}' in page
+    for shape in (*CLIENT_FRAMES, *NODE_FRAMES, *EVENT_BODIES.values()):
+        assert f'<h2 id="{shape.__name__}">' in page
     for link in re.findall(r'href="#([^"]+)"', page):
         assert f'id="{link}"' in page

@@ -165,9 +165,9 @@ async def test_bytes_that_break_hypercorn_break_one_connection(port: int, data: 
         assert (await read_answer(stream))[0] == 200
 
 
-async def test_a_websocket_is_refused_quietly(port: int, caplog) -> None:
+async def test_a_websocket_where_there_is_none_is_refused_quietly(port: int, caplog) -> None:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        await stream.send_all(HANDSHAKE)
+        await stream.send_all(HANDSHAKE.replace(b"/ws", b"/nowhere"))
         assert (await receive(stream)).startswith(b"HTTP/1.1 404")
     assert not caplog.records
 

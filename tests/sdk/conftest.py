@@ -26,6 +26,7 @@ from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
 from llmesh.journal.purse import DurablePurse
+from llmesh.mesh.events import Events
 
 PROVIDER = PeerId("12D3KooW" + "B" * 44)
 MODEL_ID = ModelId("cd" * 32)
@@ -64,6 +65,7 @@ class FakeMesh:
     wishes: list[Wishes | None] = field(default_factory=list)
     received: bytearray = field(default_factory=bytearray)
     deployed: list[tuple[bytes, str, Amount, str, str]] = field(default_factory=list)
+    events: Events = field(default_factory=Events)
 
     async def infer(
         self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
