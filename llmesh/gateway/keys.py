@@ -48,6 +48,7 @@ class Keys:
         self._journal = journal
         self._secret = secret
         self._clock = clock
+        self._making = trio.Lock()
         self._rows = {row.digest: row for row in rows}
         self._day = _day(clock())
         self._purses = {
@@ -78,21 +79,10 @@ class Keys:
         `budget` is MESH a day, None for no limit; `lifetime` in seconds.  Raises ValidationFailed for a
         name or lifetime that will not do, Conflict where a key in force has the name, TransactionFailed.
         """
-        now = self._clock()
         if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
             raise ValidationFailed(f"A key's name is 1 to {MAX_NAME} printable characters.")
-        if any(row.label == name and row.is_valid(now) for row in self._rows.values()):
-            raise Conflict(f"There is a key named {name!r} in force; revoke it, or choose another name.")
-        expires = None if lifetime is None else now + lifetime
-        text = PREFIX + secrets.token_urlsafe(32)
-        granted = frozenset(map(str, scopes))
-        id = secrets.token_hex(4)
-        row = KeyRow(id, digest_key(self._secret, text), name, granted, now, expires, None, budget)
-        await self._journal.commit(AddKey(row))
-        self._rows[row.digest] = row
-        if budget is not None:
-            self._purses[row.id] = self._new_purse(row.id, budget, _NOTHING)
-        return row, text
+        async with self._making:  # two at once must not get one name
+            return await self._create(name, scopes, budget, lifetime)
 
     async def revoke(self, which: str) -> KeyRow:
         """Make a key, told by its id or its name, good for nothing from now on.
@@ -136,6 +126,20 @@ class Keys:
         ]
         if marks:
             await self._journal.commit(*marks, ForgetMarks(self._day))
+
+    async def _create(
+        self, name: str, scopes: frozenset[Scope], budget: Amount | None, lifetime: float | None
+    ) -> tuple[KeyRow, str]:
+        now = self._clock()
+        if any(row.label == name and row.is_valid(now) for row in self._rows.values()):
+            raise Conflict(f"There is a key named {name!r} in force; revoke it, or choose another name.")
+        expires = None if lifetime is None else now + lifetime
+        text, id = PREFIX + secrets.token_urlsafe(32), secrets.token_hex(4)
+        granted = frozenset(map(str, scopes))
+        row = KeyRow(id, digest_key(self._secret, text), name, granted, now, expires, None, budget)
+        await self._journal.commit(AddKey(row))
+        self._rows[row.digest] = row
+        return row, text
 
     def _new_purse(self, id: str, budget: Amount, spent: Amount) -> DurablePurse:
         return DurablePurse(Purse(budget, spent), partial(self._keep_mark, _purse_name(id), self._day))

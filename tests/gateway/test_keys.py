@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import AttemptId, PeerId, RequestId
@@ -101,6 +102,22 @@ async def test_names_are_told_apart(journal: Journal, clock: Clock) -> None:
         assert (await keys.revoke(first.id)).revoked is not None
         second, _ = await keys.create("a", INFER, None)
         assert (await keys.revoke("a")).id == second.id
+
+
+async def test_of_two_made_at_once_under_one_name_one_is_refused(journal: Journal, clock: Clock) -> None:
+    refused: list[Conflict] = []
+
+    async def make() -> None:
+        try:
+            await keys.create("a", INFER, None)
+        except Conflict as error:
+            refused.append(error)
+
+    async with open_keys(journal, SECRET, clock) as keys:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(make)
+        assert (len(keys.rows), len(refused)) == (1, 1)
 
 
 async def test_a_budget_is_for_a_day_and_outlives_a_stop(journal: Journal, clock: Clock) -> None:
