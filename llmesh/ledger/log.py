@@ -108,7 +108,7 @@ class LogLedger:
         written or where this is a copy.  Cancelled, it is entered whole or not at all.
         """
         async with self._turn:
-            if await self._is_entered(signed):
+            if await self.has(signed):
                 return
             if self.issuer is None:
                 raise TransactionFailed("Only the issuer of a ledger enters operations.")
@@ -123,7 +123,8 @@ class LogLedger:
         async with self._turn:
             await self._keep(signed, follow(self._books, self.head, signed))
 
-    async def _is_entered(self, signed: SignedOperation) -> bool:
+    async def has(self, signed: SignedOperation) -> bool:
+        """Whether this very operation is entered."""
         if signed.nonce > self._books.account(signed.actor).nonce:
             return False
         found = await self._store.find(signed.actor, signed.nonce)
