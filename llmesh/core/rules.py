@@ -17,12 +17,12 @@ from llmesh.core.amount import Amount
 from llmesh.core.books import Account, Changes, LedgerChannel, View
 from llmesh.core.channel import NOTHING, Deposit
 from llmesh.core.evidence import case_of, convict
-from llmesh.core.invite import check_credit
+from llmesh.core.invite import SignedCredit, check_credit
 from llmesh.core.operations import SignedOperation, check_operation
 from llmesh.core.voucher import ChannelId, channel_id, check_voucher
 from llmesh.errors import Conflict, InsufficientBalance, InsufficientStake, Unauthorized, ValidationFailed
 
-__all__ = ["MAX_DELAY", "MIN_DELAY", "apply"]
+__all__ = ["MAX_DELAY", "MIN_DELAY", "apply", "credit_mark"]
 
 MIN_DELAY, MAX_DELAY = 900, 30 * 86_400
 """Seconds between announcing a withdrawal from a channel and making it, x402's bounds."""
@@ -43,6 +43,11 @@ def apply(view: View, signed: SignedOperation, at: int) -> Changes:
     draft.set(signed.actor, nonce=due)
     _RULES[type(signed.operation)](draft, signed.operation)
     return Changes(draft.accounts, draft.channels, frozenset(draft.marks), draft.minted)
+
+
+def credit_mark(signed: SignedCredit) -> bytes:
+    """32 bytes that the books keep of a credit once it is taken."""
+    return crypto.keccak256(b"llmesh credit" + signed.credit.id)
 
 
 @dataclass(slots=True)
@@ -109,7 +114,7 @@ def _redeem(draft: _Draft, op: ops.Redeem) -> None:
     credit = op.credit.credit
     if credit.expires_at <= draft.at:
         raise Conflict("The credit of this invite has expired.")
-    draft.use(crypto.keccak256(b"llmesh credit" + credit.id), "The credit of this invite")
+    draft.use(credit_mark(op.credit), "The credit of this invite")
     draft.debit(draft.view.genesis.genesis.issuer, _some(credit.amount))
     draft.credit(draft.actor, credit.amount)
 

@@ -48,9 +48,10 @@ Question: TypeAlias = AskGenesis | Submit | Follow
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """The genesis; and, from its issuer, by which node it speaks now."""
+    """The genesis, how many entries follow it here, and, from the issuer, by which node it speaks now."""
 
     genesis: SignedGenesis
+    height: int = 0
     issuer: SignedBinding | None = None
 
 

@@ -11,18 +11,22 @@ from typing import TypeAlias
 import msgspec
 from quart import Response
 
-from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
+from llmesh.core.amount import Amount
+from llmesh.errors import Conflict, InsufficientBalance, TransactionFailed, Unauthorized, ValidationFailed
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner_schema import (
     BackupBody,
+    InviteBody,
     KeyBody,
     KeysBody,
+    NewInviteBody,
     NewKeyBody,
     RevokedBody,
     SavedBody,
     decode_backup,
+    decode_new_invite,
     decode_new_key,
     decode_revoked,
 )
@@ -31,8 +35,10 @@ from llmesh.gateway.schema import decode, encode
 from llmesh.gateway.wallet import Wallet, wallet_routes
 from llmesh.journal.keys import KeyRow
 
-__all__ = ["BackUp", "owner_routes"]
+__all__ = ["BackUp", "Inviting", "owner_routes", "swarm_routes"]
 
+Inviting: TypeAlias = Callable[[Amount, float], Awaitable[str]]
+"""Makes an invite, with a credit that may be nothing, which is good for so many seconds."""
 BackUp: TypeAlias = Callable[[Path], Awaitable[Sequence[str]]]
 """Writes a backup into a folder and tells the names of its files."""
 
@@ -53,6 +59,21 @@ def owner_routes(keys: Keys, back_up: BackUp, wallet: Wallet) -> tuple[Route, ..
               "Write a backup of keys, journal and ledger into a folder.", answers=(SavedBody,),
               body=BackupBody, errors=(Conflict, TransactionFailed)),
     )  # fmt: skip
+
+
+def swarm_routes(invite: Inviting) -> tuple[Route, ...]:
+    """The routes about a swarm; they need a node that runs."""
+    return (
+        Route("POST", "/owner/invite", Scope.OWNER, partial(post_invite, invite),
+              "Make an invite to this node's swarm.", answers=(InviteBody,), body=NewInviteBody,
+              errors=(Conflict, InsufficientBalance, Unauthorized)),
+    )  # fmt: skip
+
+
+async def post_invite(invite: Inviting, request: Request) -> Response:
+    """Make an invite."""
+    body = decode(await request.json_bytes(), decode_new_invite)
+    return _json(InviteBody(await invite(body.amount, body.lifetime)))
 
 
 async def get_keys(keys: Keys, request: Request) -> Response:

@@ -17,12 +17,15 @@ from llmesh.journal.keys import KeyRow
 
 __all__ = [
     "BackupBody",
+    "InviteBody",
     "KeyBody",
     "KeysBody",
+    "NewInviteBody",
     "NewKeyBody",
     "RevokedBody",
     "SavedBody",
     "decode_backup",
+    "decode_new_invite",
     "decode_new_key",
     "decode_revoked",
 ]
@@ -113,6 +116,25 @@ class SavedBody(Struct):
     files: Sequence[str]
 
 
+class NewInviteBody(Struct, forbid_unknown_fields=True):
+    """An invite to make."""
+
+    credit: Annotated[float | str, Meta(description="MESH for whoever joins by it; 0 for none.")] = 0.0
+    lifetime: Annotated[float, Meta(ge=1, le=_MOST_SECONDS, description="Seconds.")] = 7 * 86_400.0
+
+    @property
+    def amount(self) -> Amount:
+        """`credit` as money.  Raises ValidationFailed."""
+        return parse_amount(self.credit, "credit")
+
+
+class InviteBody(Struct):
+    """An invite: whoever has the line may join by it, and take its credit, once."""
+
+    invite: str
+
+
+decode_new_invite = msgspec.json.Decoder(NewInviteBody).decode
 decode_new_key = msgspec.json.Decoder(NewKeyBody).decode
 decode_revoked = msgspec.json.Decoder(RevokedBody).decode
 decode_backup = msgspec.json.Decoder(BackupBody).decode

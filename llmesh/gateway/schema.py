@@ -112,6 +112,18 @@ class TransferBody(Struct):
     sources: Annotated[Sequence[str], Meta(description="The peers that it comes from.")]
 
 
+class SwarmBody(Struct):
+    """The swarm that this node belongs to, and its account there."""
+
+    id: Annotated[str, Meta(description="Hash of the genesis; nodes of one swarm show the same.")]
+    account: Annotated[str, Meta(description="Address of this node's account.")]
+    issuer: Annotated[bool, Meta(description="Whether this node is the issuer.")]
+    balance: Mesh
+    entries: Annotated[int, Meta(description="Entries of the ledger's log that are here.")]
+    followed: Annotated[int, Meta(description="Members that give the log now; 0 for the issuer.")]
+    alarm: Annotated[str, Meta(description="Why the ledger is not to be trusted; empty if it is.")]
+
+
 class StatusBody(Struct):
     """What this node is and sees."""
 
@@ -128,6 +140,7 @@ class StatusBody(Struct):
     providers: Annotated[Sequence[str], Meta(description="What can run graphs here: cpu, cuda.")]
     workers: Annotated[Sequence[WorkerBody], Meta(description="The models that this node serves.")]
     transfers: Annotated[Sequence[TransferBody], Meta(description="Models being fetched from peers.")]
+    swarm: SwarmBody | None
 
 
 class HealthBody(Struct):

@@ -11,11 +11,11 @@ from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.errors import NodeBusy
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import HealthBody, StatusBody, TransferBody, WorkerBody, encode, mesh
+from llmesh.gateway.schema import HealthBody, StatusBody, SwarmBody, TransferBody, WorkerBody, encode, mesh
 from llmesh.mesh.download import Progress
 from llmesh.mesh.events import Events
 
-__all__ = ["NodeStatus", "NodeView", "WorkerView", "get_health", "get_readiness", "get_status"]
+__all__ = ["NodeStatus", "NodeView", "SwarmView", "WorkerView", "get_health", "get_readiness", "get_status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,22 @@ class WorkerView:
     batch: int
     resident: int
     calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmView:
+    """The node's swarm: `id` is its genesis' hash in hex, `entries` how much of the log is here.
+
+    `followed` is how many members give the log now; `alarm` says why its ledger is not to be trusted.
+    """
+
+    id: str
+    account: str
+    issuer: bool
+    balance: Amount
+    entries: int
+    followed: int = 0
+    alarm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,7 @@ class NodeStatus:
     providers: tuple[str, ...] = ()
     workers: tuple[WorkerView, ...] = ()
     transfers: tuple[Progress, ...] = ()
+    swarm: SwarmView | None = None
 
 
 class NodeView(Protocol):
@@ -94,7 +111,16 @@ async def get_status(node: NodeView, request: Request) -> Response:
             transfers=[
                 TransferBody(t.model_id, t.done, t.total, round(t.rate), t.sources) for t in status.transfers
             ],
+            swarm=_swarm(status.swarm),
         )
+    )
+
+
+def _swarm(view: SwarmView | None) -> SwarmBody | None:
+    if view is None:
+        return None
+    return SwarmBody(
+        view.id, view.account, view.issuer, mesh(view.balance), view.entries, view.followed, view.alarm
     )
 
 

@@ -16,6 +16,7 @@ import apsw
 import trio
 
 from llmesh.core import typed
+from llmesh.core.address import Address
 from llmesh.core.genesis import SignedGenesis
 from llmesh.core.ledgerlog import Head, ledger_time, verify
 from llmesh.core.typed import Chain, Sign, word
@@ -34,7 +35,9 @@ from llmesh.ledger.log import Issuer, LogLedger
 
 log = logging.getLogger(__name__)
 
-__all__ = ["TICK", "Verified", "kept_genesis", "open_local_ledger", "verify_ledger"]
+__all__ = [
+    "TICK", "Verified", "kept_genesis", "kept_members", "open_local_ledger", "start_ledger", "verify_ledger",
+]  # fmt: skip
 
 TICK = 300.0
 """Seconds between two writings of the issuer's time."""
@@ -66,6 +69,22 @@ def kept_genesis(path: Path) -> SignedGenesis | None:
             return load_genesis(db)
         finally:
             db.close()
+
+
+def kept_members(path: Path) -> set[Address]:
+    """Every account that the ledger in a file knows.  Blocks, and raises, as `kept_genesis`."""
+    with trouble(path):
+        db = connect(path)
+        try:
+            return set(load_books(db, load_genesis(db))[0].accounts)
+        finally:
+            db.close()
+
+
+def start_ledger(path: Path, genesis: SignedGenesis) -> None:
+    """Make the file of a ledger without entries.  Blocks.  Raises ValidationFailed."""
+    with trouble(path):
+        start_file(path, genesis)
 
 
 @asynccontextmanager

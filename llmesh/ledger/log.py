@@ -89,6 +89,10 @@ class LogLedger:
         """What an address has."""
         return self._books.account(owner)
 
+    async def used(self, mark: bytes) -> bool:
+        """Whether a credit or a case is spent."""
+        return self._books.used(mark)
+
     async def channel(self, id: ChannelId) -> LedgerChannel | None:
         """A channel's deposit."""
         return self._books.channel(id)

@@ -59,10 +59,11 @@ SHUNNED = 600.0
 class Members:
     """Who may have the log: `known` are contacts that the invite and the directory give now.
 
-    `clock` is seconds since 1970, for the issuer's binding.
+    `sessions` is first called when the follower runs or submits.  `clock` is seconds since 1970, for the
+    issuer's binding.
     """
 
-    sessions: Sessions
+    sessions: Callable[[], Sessions]
     known: Callable[[], Sequence[PeerAddress]]
     clock: Callable[[], float]
     rng: Random
@@ -140,6 +141,19 @@ class Follower:
             raise TransactionFailed("The issuer says that it entered what the log does not have.")
         raise TransactionFailed(f"The operation did not come back from the issuer in {SUBMITTING:.0f} s.")
 
+    async def catch_up(self) -> None:
+        """Wait until this copy is as long as that of some member now.  Raises NodeUnreachable."""
+        for contact in self._contacts():
+            try:
+                with trio.fail_after(INTRODUCING):
+                    session = await self._members.sessions().to(contact.peer_id, contact.addresses)
+                    said = await ask_genesis(session, self._copy.genesis.hash)
+                    await self._copy.after(said.height - 1)
+                    return
+            except (MeshError, trio.TooSlowError) as error:
+                log.debug("%s does not tell how long its log is: %s", contact.peer_id, error)
+        raise NodeUnreachable("No member of this swarm can be reached.")
+
     async def run(self) -> None:
         """Follow members until cancelled, or until a fork is found."""
         async with trio.open_nursery() as nursery:
@@ -165,7 +179,7 @@ class Follower:
         for contact in self._contacts():
             try:
                 with trio.fail_after(INTRODUCING):
-                    session = await self._members.sessions.to(contact.peer_id, contact.addresses)
+                    session = await self._members.sessions().to(contact.peer_id, contact.addresses)
                     if await self._is_issuer(session):
                         return session
             except (MeshError, trio.TooSlowError) as error:
@@ -185,7 +199,7 @@ class Follower:
         now = trio.current_time()
         self._lines.shunned = {peer: until for peer, until in self._lines.shunned.items() if until > now}
         known = {contact.peer_id: contact for contact in self._members.known()}
-        live = [session.peer_id for session in self._members.sessions.live()]
+        live = [session.peer_id for session in self._members.sessions().live()]
         self._members.rng.shuffle(live)
         for peer in live:
             known.setdefault(peer, PeerAddress(peer, ()))
@@ -210,7 +224,7 @@ class Follower:
         self._lines.busy.add(peer)
         try:
             with trio.fail_after(INTRODUCING):
-                session = await self._members.sessions.to(peer, contact.addresses)
+                session = await self._members.sessions().to(peer, contact.addresses)
                 issuer = await self._is_issuer(session)
             with trio.move_on_after(math.inf if issuer else FOLLOWING) as scope:
                 await self._follow(session)

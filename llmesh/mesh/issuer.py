@@ -61,7 +61,8 @@ class Issuing:
     async def _answers(self, question: Question, peer: PeerId) -> AsyncGenerator[Answer]:
         match question:
             case AskGenesis():
-                yield Introduction(self._log.genesis, self._bind() if self._log.issuer else None)
+                issuer = self._bind() if self._log.issuer else None
+                yield Introduction(self._log.genesis, self._log.height, issuer)
             case Submit(_, operation):
                 yield await self._enter(operation)
             case Follow(_, after):

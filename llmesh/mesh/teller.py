@@ -77,6 +77,12 @@ class Teller:
                 waiting.append(own)
             await self._send_until(own, waiting)
 
+    async def catch_up(self) -> None:
+        """Do all that waits.  Raises TransactionFailed where the ledger does not take it yet."""
+        async with self._turn, self._minded():
+            for intent in await self._waiting():
+                await self._send_other(intent)
+
     async def run(self) -> None:
         """Send what is left over, in order and patiently, until cancelled."""
         pause = PAUSE

@@ -16,9 +16,8 @@ from llmesh.journal import backup as journals
 from llmesh.journal.open import Journal
 from llmesh.ledger import backup as ledgers
 from llmesh.node.files import write_durably
-from llmesh.node.home import ACCOUNT, IDENTITY, JOURNAL, Home, held
+from llmesh.node.home import ACCOUNT, IDENTITY, JOURNAL, LEDGER, Home, held
 from llmesh.node.identity import load_seed
-from llmesh.node.swarm import LEDGER
 
 __all__ = ["back_up", "restore"]
 

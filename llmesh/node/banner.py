@@ -78,5 +78,8 @@ def _try(url: str, offers: Sequence[Offer]) -> str:
 def _join(status: NodeStatus) -> list[str]:
     if not status.addresses:
         return []
-    address = f"{status.addresses[0]}/p2p/{status.node_id}"
-    return ["Another machine joins with:", f"  python -m llmesh.node --bootstrap {address}", ""]
+    return [
+        "Another machine joins by the line that this prints, as the value of its --join:",
+        "  python -m llmesh.node invite --credit 5000",
+        "",
+    ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, TypedDict, get_type_hints
 
 from llmesh.core.amount import Amount
+from llmesh.core.invite import Invite
 from llmesh.gateway.addresses import Network
 from llmesh.gateway.rates import Rates
 from llmesh.node import values
@@ -119,6 +120,16 @@ class NodeConfig:
             shown="none",
         ),
     ] = ()
+    join: Annotated[
+        Invite | None,
+        Option(
+            "Invite to a swarm: the line that a member's command `invite` prints. The node joins it, takes"
+            " its credit and bonds its stake there.",
+            values.invite,
+            "INVITE",
+            shown="a swarm of its own",
+        ),
+    ] = None
     data_dir: Annotated[
         Path,
         Option(
@@ -134,7 +145,7 @@ class NodeConfig:
     min_stake: Annotated[
         Amount,
         Option(
-            "MESH a provider must have bonded, this node included; the same on every node of a mesh.",
+            "MESH a provider must have bonded; set when the swarm of a lone node begins, and fixed then.",
             values.amount,
             "MESH",
         ),
@@ -222,6 +233,7 @@ class NodeOptions(TypedDict, total=False):
     listen: Sequence[str]
     announce: Sequence[str]
     bootstrap: Sequence[str]
+    join: str
     data_dir: str | Path
     stake: int | float | str | Decimal | Amount
     min_stake: int | float | str | Decimal | Amount

@@ -14,7 +14,7 @@ from llmesh.gateway.guard import Guard
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.limits import Limits
 from llmesh.gateway.openapi import Route
-from llmesh.gateway.owner import owner_routes
+from llmesh.gateway.owner import owner_routes, swarm_routes
 from llmesh.gateway.wallet import Wallet
 from llmesh.node.backup import back_up
 from llmesh.node.config import NodeConfig
@@ -40,7 +40,7 @@ def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.soc
 
 def owner_app(home: Home, node: Node, keys: Keys, wallet: Wallet) -> App:
     """All of it, and what only the owner may do, for the owner's socket."""
-    more = (*_routes(node), *_owner_routes(home, keys, wallet))
+    more = (*_routes(node), *_owner_routes(home, keys, wallet), *swarm_routes(node.invite))
     return create_app(node, node, node, _UNGUARDED, more)
 
 

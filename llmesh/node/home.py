@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,15 @@ from llmesh.node.faults import StartRefused
 from llmesh.node.files import write_durably
 from llmesh.node.identity import load_seed
 
-__all__ = ["ACCOUNT", "IDENTITY", "JOURNAL", "Home", "held", "open_home"]
+__all__ = ["ACCOUNT", "IDENTITY", "JOURNAL", "LEDGER", "MEMBERS", "Home", "held", "open_home"]
 
 IDENTITY = "identity.key"
 ACCOUNT = "account.key"
 JOURNAL = "journal.db"
+LEDGER = "ledger.db"
+MEMBERS = "members"
+MOST_MEMBERS = 32
+"""Addresses of members that are remembered."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +64,19 @@ class Home:
         except OSError as error:
             _log.error("The number of the latest announcement cannot be kept: %s", error)
         return self._sequence
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Where members of this node's swarm were when it joined: addresses with peer ids."""
+        try:
+            return tuple((self.folder / MEMBERS).read_text("utf-8").split())
+        except (OSError, UnicodeDecodeError):
+            return ()
+
+    def remember_members(self, addresses: Iterable[str]) -> None:
+        """Keep the first few of them for later starts."""
+        kept = list(addresses)[:MOST_MEMBERS]
+        write_durably(self.folder / MEMBERS, "".join(f"{text}\n" for text in kept).encode())
 
     def remembered_port(self) -> int | None:
         """The port that an earlier start found free."""

@@ -15,6 +15,7 @@ import trio
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
 from llmesh import crypto
+from llmesh.core.amount import Amount
 from llmesh.core.announcement import DOMAIN, read_packed
 from llmesh.core.directory import Bounds
 from llmesh.core.exchange import Event
@@ -25,10 +26,13 @@ from llmesh.errors import MeshError, ValidationFailed
 from llmesh.gateway.keys import open_keys
 from llmesh.gateway.server import serve
 from llmesh.journal.open import Journal, open_journal
+from llmesh.ledger.log import LogLedger
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
 from llmesh.mesh.events import Events
 from llmesh.mesh.fetcher import Fetcher
+from llmesh.mesh.follower import Follower, Members
+from llmesh.mesh.issuer import Issuing
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
@@ -37,8 +41,8 @@ from llmesh.mesh.seeder import open_seeder
 from llmesh.mesh.teller import Teller
 from llmesh.mesh.witness import seen
 from llmesh.net import artifact, inference, reachability
-from llmesh.net.host import Host
-from llmesh.net.libp2p.addresses import peer_address
+from llmesh.net import ledger as swarm_ledger
+from llmesh.net.host import Host, PeerAddress
 from llmesh.net.libp2p.host import open_libp2p_host
 from llmesh.net.libp2p.mdns import open_mdns
 from llmesh.net.throttle import Throttle
@@ -47,10 +51,11 @@ from llmesh.node.drain import Drain
 from llmesh.node.faces import network_app, owner_app
 from llmesh.node.faults import StartRefused, lone_errors
 from llmesh.node.home import JOURNAL, Home, open_home
+from llmesh.node.joining import contacts
 from llmesh.node.owner import owner_socket
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
-from llmesh.node.swarm import account_signer, bond, open_ledger
+from llmesh.node.swarm import Swarm, account_signer, announce_stake, binder, open_log, take_part
 from llmesh.node.values import Deployment
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import WorkerSettings
@@ -66,6 +71,7 @@ BUDGET = 5.0
 GRACE = 2.0
 WITHDRAWAL = 0.5
 
+_NOTHING = Amount(0)
 _DEMO = (Deployment(SENTIMENT_ANALYZER, "sentiment-analyzer"), Deployment(GPT_MINI, "gpt-mini"))
 
 
@@ -148,11 +154,14 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
         _open_journal(home, host.peer_id) as journal,
-        open_ledger(home, signer, config.min_stake) as ledger,
+        open_log(home, signer, config.min_stake, config.join) as log,
         open_keys(journal, home.key_secret) as keys,
     ):
-        teller = Teller(ledger, journal, signer, time.time)
-        await bond(teller, config.stake, (await ledger.account(signer.address)).stake)
+        members = Members(
+            lambda: discovery.sessions, lambda: _members(home, discovery), time.time, SystemRandom()
+        )
+        ledger = log if log.issuer else Follower(log, members)
+        swarm = Swarm(signer, log, ledger, Teller(ledger, journal, signer, time.time))
         provider = Provider(host.peer_id, runtime)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
         handlers = {
@@ -160,13 +169,14 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             reachability.PROTOCOL: reachability.handler(
                 lambda peer, asked: dial_backs.dial_back(peer, asked)
             ),
+            swarm_ledger.PROTOCOL: swarm_ledger.handler(Issuing(log, binder(home, signer, log)).serve),
         }
         async with (
             open_seeder(provider.bundle) as seeder,
             open_discovery(
                 host,
                 handlers | {artifact.PROTOCOL: artifact.handler(seeder.serve, throttle)},
-                _settings(config, events),
+                _settings(config, home, log, events),
             ) as discovery,
         ):
             dial_backs = DialBacks(host, discovery.sessions)
@@ -176,11 +186,10 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 host=host,
                 journal=journal,
                 keys=keys,
-                ledger=ledger,
-                teller=teller,
+                swarm=swarm,
                 discovery=discovery,
                 provider=provider,
-                announcer=_announcer(config, home, host, discovery),
+                announcer=_announcer(home, host, discovery, log),
                 router=Router(provider, discovery.sessions, discovery, reputation),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
                 runtime=runtime,
@@ -195,7 +204,11 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 ),
             )
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(teller.run)
+                if isinstance(ledger, Follower):
+                    nursery.start_soon(ledger.run)
+                nursery.start_soon(swarm.teller.run)
+                await nursery.start(take_part, swarm, config.join, config.stake)
+                await nursery.start(announce_stake, swarm, rooms.announcer)
                 nursery.start_soon(rooms.announcer.run)
                 nursery.start_soon(rooms.reachability.run)
                 if config.mdns:
@@ -233,22 +246,32 @@ async def _open_host(config: NodeConfig, home: Home) -> AsyncIterator[Host]:
         yield host
 
 
-def _settings(config: NodeConfig, events: Events) -> DiscoverySettings:
+def _settings(config: NodeConfig, home: Home, log: LogLedger, events: Events) -> DiscoverySettings:
     return DiscoverySettings(
-        bootstrap=[peer_address(text) for text in config.bootstrap],
-        bounds=Bounds(min_stake=config.min_stake),
+        bootstrap=contacts((*config.bootstrap, *home.members)),
+        bounds=Bounds(min_stake=log.min_stake),
         events=events,
     )
 
 
-def _announcer(config: NodeConfig, home: Home, host: Host, discovery: Discovery) -> Announcer:
+def _members(home: Home, discovery: Discovery) -> list[PeerAddress]:
+    """Where the members were when this node joined, and where they say that they are now."""
+    known = []
+    for contact in contacts(home.members):
+        held = discovery.directory.held(contact.peer_id)
+        now = held.announcement.addresses if held else ()
+        known.append(PeerAddress(contact.peer_id, tuple(dict.fromkeys((*now, *contact.addresses)))))
+    return known
+
+
+def _announcer(home: Home, host: Host, discovery: Discovery, log: LogLedger) -> Announcer:
     author = Author(
         host.peer_id,
         sign=partial(crypto.sign, home.seed, DOMAIN),
         next_sequence=home.next_sequence,
         addresses=lambda: host.addresses,
     )
-    return Announcer(author, discovery, stake=config.stake, min_stake=config.min_stake)
+    return Announcer(author, discovery, stake=_NOTHING, min_stake=log.min_stake)
 
 
 async def _deploy(config: NodeConfig, node: Node) -> None:

@@ -11,8 +11,8 @@ from llmesh.gateway.keys import Keys, open_keys
 from llmesh.gateway.wallet import Wallet
 from llmesh.journal.open import open_journal
 from llmesh.ledger.local import kept_genesis, open_local_ledger
-from llmesh.node.home import JOURNAL, Home
-from llmesh.node.swarm import account_signer, ledger_path
+from llmesh.node.home import JOURNAL, LEDGER, Home
+from llmesh.node.swarm import account_signer
 
 __all__ = ["open_resting"]
 
@@ -23,7 +23,7 @@ async def open_resting(home: Home) -> AsyncIterator[tuple[Keys, Wallet]]:
 
     Raises Conflict for a node that was never started, and as the journal and the ledger do.
     """
-    path = ledger_path(home.folder)
+    path = home.folder / LEDGER
     genesis = kept_genesis(path)
     if genesis is None:
         raise Conflict(f"The node in {home.folder} has no ledger yet; start it once.")

@@ -15,9 +15,11 @@ from llmesh import __version__
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.encoding import Json, Tensor, Value
+from llmesh.core.evidence import Evidence
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
+from llmesh.core.operations import Slash, StartUnbond, Withdraw
 from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan
 from llmesh.core.reference import ModelRef, model_name, model_version
@@ -28,7 +30,6 @@ from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.gateway.wallet import Wallet
 from llmesh.journal.open import Journal
 from llmesh.journal.purse import DurablePurse
-from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
 from llmesh.mesh.download import Progress, Report
@@ -37,10 +38,10 @@ from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router, Streamed
-from llmesh.mesh.teller import Teller
 from llmesh.mesh.witness import asked
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
+from llmesh.node.swarm import LIFETIME, Swarm
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.deposit import deposit
 from llmesh.runtime.incoming import Incoming
@@ -63,8 +64,7 @@ class Rooms:
     host: Host
     journal: Journal
     keys: Keys
-    ledger: Ledger
-    teller: Teller
+    swarm: Swarm
     discovery: Discovery
     provider: Provider
     announcer: Announcer
@@ -114,7 +114,7 @@ class Node:
     def wallet(self) -> Wallet:
         """Where its money is written down."""
         rooms = self._rooms
-        return Wallet(rooms.journal, rooms.ledger, rooms.teller.signer.address, self._name_of)
+        return Wallet(rooms.journal, rooms.swarm.ledger, rooms.swarm.signer.address, self._name_of)
 
     def _name_of(self, model: ModelId) -> str:
         """What a model is called, if an offer of it is known."""
@@ -296,7 +296,7 @@ class Node:
         """How it stands at this moment."""
         rooms = self._rooms
         reached = rooms.reachability.reached
-        account = await rooms.ledger.account(rooms.teller.signer.address)
+        account = await rooms.swarm.ledger.account(rooms.swarm.signer.address)
         return NodeStatus(
             node_id=self.peer_id,
             version=__version__,
@@ -311,7 +311,38 @@ class Node:
             providers=self.abilities.providers if self.abilities else (),
             workers=tuple(map(_view, rooms.runtime.workers())),
             transfers=tuple(self._transfers.values()),
+            swarm=rooms.swarm.view(account.balance),
         )
+
+    @property
+    def swarm(self) -> Swarm:
+        """Its part in its swarm."""
+        return self._rooms.swarm
+
+    async def invite(self, credit: Amount = _FREE, lifetime: float = LIFETIME) -> str:
+        """One line by which another machine joins this node's swarm, for so many seconds.
+
+        A credit is taken once, by whoever joins first.  Raises as `Swarm.invite`.
+        """
+        return await self.swarm.invite(self.dial_addresses, credit, lifetime)
+
+    async def unbond(self, amount: Amount) -> None:
+        """Stop a part of the stake from counting; `withdraw_stake` takes it out after the unbonding time.
+
+        Raises InsufficientStake for more than is bonded, TransactionFailed as `Teller.perform` does.
+        """
+        await self.swarm.teller.perform(StartUnbond(amount))
+
+    async def withdraw_stake(self) -> None:
+        """Put what was unbonded back into the balance.  Raises Conflict before its time, or as `unbond`."""
+        await self.swarm.teller.perform(Withdraw())
+
+    async def slash(self, evidence: Evidence) -> None:
+        """Take the stake of a provider that is proved to have cheated; half of it comes to this node.
+
+        Raises ValidationFailed where nothing is proved, Conflict for a case that was punished before.
+        """
+        await self.swarm.teller.perform(Slash(evidence))
 
     async def reachable_at(self) -> tuple[str, ...]:
         """Wait until a peer has dialled back; the addresses that work, none for a consumer only."""

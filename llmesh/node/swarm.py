@@ -1,40 +1,63 @@
-"""The swarm that this node belongs to: its account, its ledger, and the stake it bonds there.
+"""The swarm that this node belongs to: its account, its ledger, its stake there, and invites to it.
 
 A node that was not invited anywhere is a swarm of its own: it issues its own money and has all of it.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass
+
+import trio
+from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
 from llmesh import crypto
-from llmesh.core import operations
-from llmesh.core.address import Address
+from llmesh.core.address import Address, address_text
 from llmesh.core.amount import Amount
+from llmesh.core.binding import DOMAIN, KeyBinding, SignedBinding, bind
 from llmesh.core.genesis import Genesis, SignedGenesis, sign_genesis
+from llmesh.core.invite import MAX_ADDRESSES, Credit, Invite, SignedCredit, invite_text, sign_credit
+from llmesh.core.operations import Bond, Redeem
+from llmesh.core.rules import credit_mark
 from llmesh.core.signer import Signer
-from llmesh.errors import InsufficientBalance, MeshError
+from llmesh.errors import (
+    Conflict,
+    InsufficientBalance,
+    InsufficientStake,
+    MeshError,
+    NodeUnreachable,
+    TransactionFailed,
+    Unauthorized,
+)
+from llmesh.gateway.status import SwarmView
+from llmesh.ledger.ledger import REFUSALS, Ledger
 from llmesh.ledger.local import kept_genesis, open_local_ledger
 from llmesh.ledger.log import LogLedger
+from llmesh.mesh.announcer import Announcer
+from llmesh.mesh.follower import Follower
 from llmesh.mesh.teller import Teller
 from llmesh.node.faults import StartRefused
-from llmesh.node.home import Home
+from llmesh.node.home import ACCOUNT, LEDGER, Home
+from llmesh.node.joining import join
 
-__all__ = ["LEDGER", "account_signer", "bond", "ledger_path", "open_ledger"]
+__all__ = ["LIFETIME", "Swarm", "account_signer", "announce_stake", "binder", "open_log", "take_part"]
 
-LEDGER = "ledger.db"
+_log = logging.getLogger(__name__)
+
 ALLOCATION = Amount.parse(1_000_000)
 """What a lone node has at first."""
 UNBONDING = 7 * 86_400
 """Seconds until a stake is free again."""
-
-
-def ledger_path(folder: Path) -> Path:
-    """The ledger's file in a data directory."""
-    return folder / LEDGER
+BOUND = 86_400
+"""Seconds for which the issuer's introduction is good."""
+AGAIN = 30.0
+"""Seconds between tries while the ledger is out of reach."""
+LIFETIME = 7 * 86_400.0
+"""Seconds until an invite expires, if nothing else is said."""
 
 
 def account_signer(home: Home) -> Signer:
@@ -42,35 +65,164 @@ def account_signer(home: Home) -> Signer:
     try:
         return Signer(Address(crypto.address_of(home.account_seed)), crypto.signer(home.account_seed))
     except ValueError:
-        raise StartRefused(
-            f"The key {home.folder / 'account.key'} is no key: restore it from a copy."
-        ) from None
+        raise StartRefused(f"The key {home.folder / ACCOUNT} is no key: restore it from a copy.") from None
 
 
 @asynccontextmanager
-async def open_ledger(home: Home, signer: Signer, min_stake: Amount) -> AsyncGenerator[LogLedger]:
-    """The ledger of this node's swarm; at first one of its own, where providers bond `min_stake`.
+async def open_log(
+    home: Home, signer: Signer, min_stake: Amount, invite: Invite | None
+) -> AsyncGenerator[LogLedger]:
+    """The log of this node's swarm: the invite's, or at first one of its own, with this `min_stake`.
 
-    Raises StartRefused for a file that cannot be used.
+    Raises StartRefused for a file that cannot be used and for an invite that does not lead anywhere.
     """
-    path = ledger_path(home.folder)
+    path = home.folder / LEDGER
     try:
+        if invite is not None:
+            await join(home, invite, signer.address)
         genesis = kept_genesis(path) or _lone_genesis(signer, min_stake)
     except MeshError as error:
         raise StartRefused(f"{error.message} {error.next_step}") from error
     sign = signer.sign if genesis.genesis.issuer == signer.address else None
-    async with open_local_ledger(path, genesis, sign) as ledger:
-        yield ledger
+    async with open_local_ledger(path, genesis, sign) as log:
+        yield log
 
 
-async def bond(teller: Teller, stake: Amount, bonded: Amount) -> None:
-    """Bring the stake up to what was asked for.  Raises StartRefused where the balance does not do."""
+def binder(home: Home, signer: Signer, log: LogLedger) -> Callable[[], SignedBinding]:
+    """What binds this node's two keys on its ledger, for a day from now."""
+
+    def bound() -> SignedBinding:
+        unsigned = KeyBinding(home.peer_id, signer.address, log.chain, int(time.time()) + BOUND)
+        return bind(unsigned, lambda record: crypto.sign(home.seed, DOMAIN, record), signer.sign)
+
+    return bound
+
+
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """A node's part in its swarm: `log` is its copy, or the ledger itself where it is the issuer."""
+
+    signer: Signer
+    log: LogLedger
+    ledger: Ledger
+    teller: Teller
+
+    def view(self, balance: Amount) -> SwarmView:
+        """What `status` shows of it."""
+        ledger = self.ledger
+        followed, alarm = (ledger.followed, ledger.alarm) if isinstance(ledger, Follower) else (0, "")
+        return SwarmView(
+            self.log.genesis.hash.hex(),
+            address_text(self.signer.address),
+            self.log.issuer is not None,
+            balance,
+            self.log.height,
+            followed,
+            alarm,
+        )
+
+    async def invite(self, addresses: Sequence[str], credit: Amount, lifetime: float) -> str:
+        """A line that lets a machine join, through these addresses, for `lifetime` seconds.
+
+        Raises Unauthorized for a credit where this node is not the issuer, InsufficientBalance where it
+        has less than the credit, Conflict where it has no address.
+        """
+        if not addresses:
+            raise Conflict(
+                "This node has no address that another machine could dial; give it one by --listen."
+            )
+        signed = await self._credit(credit, lifetime) if credit else None
+        chain, until = self.log.chain, int(time.time() + lifetime)
+        places = tuple(addresses[:MAX_ADDRESSES])
+        return invite_text(Invite(places, self.log.genesis.hash, chain.contract, until, signed))
+
+    async def _credit(self, amount: Amount, lifetime: float) -> SignedCredit:
+        issuer = self.log.issuer
+        if issuer is None:
+            raise Unauthorized("Only the issuer of a swarm gives credit; this node can invite without.")
+        balance = (await self.log.account(self.signer.address)).balance
+        if amount > balance:
+            raise InsufficientBalance(f"The issuer has {balance} MESH, less than a credit of {amount}.")
+        # The ledger's time lags behind the clock where its issuer has been away.
+        credit = Credit(secrets.token_bytes(16), amount, issuer.now() + int(lifetime))
+        return sign_credit(credit, self.log.chain, issuer.sign)
+
+
+async def take_part(
+    swarm: Swarm, invite: Invite | None, stake: Amount, *, task_status: TaskStatus[None]
+) -> None:
+    """Take the credit of the invite and bring the stake up to what was asked for.
+
+    It counts as started after the first try, and goes on trying while the ledger is out of reach.
+    Raises StartRefused where the balance does not cover the stake.
+    """
+    waits = False
+    while not await _takes_part(swarm, invite, stake):
+        if not waits:
+            task_status.started()
+        waits = True
+        await trio.sleep(AGAIN)
+    if not waits:
+        task_status.started()
+
+
+async def announce_stake(swarm: Swarm, announcer: Announcer, *, task_status: TaskStatus[None]) -> None:
+    """Keep what is announced as staked at what the ledger says, from the start on."""
+    height = -1
+    while True:
+        height = await swarm.ledger.after(height)
+        await _restake(announcer, (await swarm.ledger.account(swarm.signer.address)).stake)
+        task_status.started()
+        task_status = trio.TASK_STATUS_IGNORED
+
+
+async def _restake(announcer: Announcer, stake: Amount) -> None:
+    if stake == announcer.stake:
+        return
+    try:
+        announcer.restake(stake)
+    except InsufficientStake as error:
+        _log.error("This node offers nothing any more: %s", error.message)
+        await announcer.withdraw()
+        announcer.restake(stake)
+
+
+async def _takes_part(swarm: Swarm, invite: Invite | None, stake: Amount) -> bool:
+    """Whether it is all done."""
+    try:
+        if isinstance(swarm.ledger, Follower):
+            await swarm.ledger.catch_up()
+        await swarm.teller.catch_up()
+        if invite is not None and invite.credit is not None:
+            await _redeem(swarm, invite.credit)
+        await _bond(swarm, stake)
+    except (NodeUnreachable, TransactionFailed) as error:
+        _log.warning("The swarm's ledger is out of reach; this is tried again: %s", error.message)
+        return False
+    return True
+
+
+async def _redeem(swarm: Swarm, credit: SignedCredit) -> None:
+    if await swarm.log.used(credit_mark(credit)):
+        return
+    try:
+        await swarm.teller.perform(Redeem(credit))
+    except REFUSALS as error:
+        _log.error("The credit of the invite was not given: %s", error.message)
+
+
+async def _bond(swarm: Swarm, stake: Amount) -> None:
+    bonded = (await swarm.ledger.account(swarm.signer.address)).stake
     if stake <= bonded:
         return
     try:
-        await teller.perform(operations.Bond(stake - bonded))
+        await swarm.teller.perform(Bond(stake - bonded))
     except InsufficientBalance as error:
-        raise StartRefused(f"The stake of {stake} MESH cannot be bonded: {error.message}") from None
+        raise StartRefused(
+            f"The stake of {stake} MESH cannot be bonded. {error.message} Have MESH sent to this node's"
+            f" account {address_text(swarm.signer.address)}, join by an invite with a credit, or start with"
+            " a lower --stake."
+        ) from None
 
 
 def _lone_genesis(signer: Signer, min_stake: Amount) -> SignedGenesis:

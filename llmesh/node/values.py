@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmesh.core.amount import Amount
+from llmesh.core.invite import Invite, invite_from_text
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.errors import ValidationFailed
 from llmesh.gateway.addresses import Network
@@ -29,6 +30,7 @@ __all__ = [
     "duration",
     "folder",
     "hostname",
+    "invite",
     "listen_address",
     "network",
     "port",
@@ -157,6 +159,16 @@ def bootstrap_address(value: object) -> str:
     text = _text(value)
     peer_address(text)
     return text
+
+
+def invite(value: object) -> Invite | None:
+    """The line that `invite` prints on a member.  Whether it has expired matters only to who joins by it."""
+    if value is None or isinstance(value, Invite):
+        return value
+    found = invite_from_text(_text(value), now=0.0)
+    for text in found.addresses:
+        peer_address(text)
+    return found
 
 
 def deployment(value: object) -> Deployment:

@@ -13,6 +13,7 @@ import click
 
 from llmesh.node import values
 from llmesh.node.asking import ask, die_by_signals, folder_of, of_a_node, show
+from llmesh.node.ledgers import invite, ledger
 from llmesh.node.wallet import explain, wallet
 
 __all__ = ["VERBS"]
@@ -152,5 +153,5 @@ def _state(row: dict[str, Any]) -> str:
     return f"until {row['expires']}" if row.get("expires") else "in force"
 
 
-VERBS: tuple[click.Command, ...] = (keys, wallet, explain, backup, restore)
+VERBS: tuple[click.Command, ...] = (keys, wallet, explain, invite, ledger, backup, restore)
 """The subcommands of `python -m llmesh.node`."""

@@ -63,9 +63,11 @@ def decode_question(data: bytes) -> Question:
 def encode_answer(answer: Answer) -> bytes:
     """One message of the handler."""
     match answer:
-        case Introduction(genesis, issuer):
+        case Introduction(genesis, height, issuer):
             packed = issuer.packed if issuer else b""
-            said = pb.LedgerIntroduction(payload=genesis.payload, signature=genesis.signature, issuer=packed)
+            said = pb.LedgerIntroduction(
+                payload=genesis.payload, signature=genesis.signature, issuer=packed, height=height
+            )
             return pb.LedgerAnswer(introduction=said).SerializeToString()
         case Entered(sequence):
             return pb.LedgerAnswer(entered=pb.LedgerEntered(sequence=sequence)).SerializeToString()
@@ -81,7 +83,7 @@ def decode_answer(data: bytes) -> Answer:
         case "introduction":
             said = message.introduction
             issuer = read_binding(said.issuer) if said.issuer else None
-            return Introduction(read_genesis(said.payload, said.signature), issuer)
+            return Introduction(read_genesis(said.payload, said.signature), said.height, issuer)
         case "entered":
             return Entered(message.entered.sequence)
         case "entry":

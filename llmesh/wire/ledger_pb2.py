@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmesh/wire/ledger.proto\x12\x0bllmesh.wire\"\xb0\x01\n\x0eLedgerQuestion\x12\r\n\x05swarm\x18\x01 \x01(\x0c\x12-\n\x07genesis\x18\x02 \x01(\x0b\x32\x1a.llmesh.wire.LedgerGenesisH\x00\x12+\n\x06submit\x18\x03 \x01(\x0b\x32\x19.llmesh.wire.LedgerSubmitH\x00\x12+\n\x06\x66ollow\x18\x04 \x01(\x0b\x32\x19.llmesh.wire.LedgerFollowH\x00\x42\x06\n\x04kind\"\x0f\n\rLedgerGenesis\"!\n\x0cLedgerSubmit\x12\x11\n\toperation\x18\x01 \x01(\x0c\"\x1d\n\x0cLedgerFollow\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"H\n\x12LedgerIntroduction\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06issuer\x18\x03 \x01(\x0c\"!\n\rLedgerEntered\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"1\n\x0bLedgerEntry\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xa9\x01\n\x0cLedgerAnswer\x12\x37\n\x0cintroduction\x18\x01 \x01(\x0b\x32\x1f.llmesh.wire.LedgerIntroductionH\x00\x12-\n\x07\x65ntered\x18\x02 \x01(\x0b\x32\x1a.llmesh.wire.LedgerEnteredH\x00\x12)\n\x05\x65ntry\x18\x03 \x01(\x0b\x32\x18.llmesh.wire.LedgerEntryH\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18llmesh/wire/ledger.proto\x12\x0bllmesh.wire\"\xb0\x01\n\x0eLedgerQuestion\x12\r\n\x05swarm\x18\x01 \x01(\x0c\x12-\n\x07genesis\x18\x02 \x01(\x0b\x32\x1a.llmesh.wire.LedgerGenesisH\x00\x12+\n\x06submit\x18\x03 \x01(\x0b\x32\x19.llmesh.wire.LedgerSubmitH\x00\x12+\n\x06\x66ollow\x18\x04 \x01(\x0b\x32\x19.llmesh.wire.LedgerFollowH\x00\x42\x06\n\x04kind\"\x0f\n\rLedgerGenesis\"!\n\x0cLedgerSubmit\x12\x11\n\toperation\x18\x01 \x01(\x0c\"\x1d\n\x0cLedgerFollow\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"X\n\x12LedgerIntroduction\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06issuer\x18\x03 \x01(\x0c\x12\x0e\n\x06height\x18\x04 \x01(\x04\"!\n\rLedgerEntered\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"1\n\x0bLedgerEntry\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xa9\x01\n\x0cLedgerAnswer\x12\x37\n\x0cintroduction\x18\x01 \x01(\x0b\x32\x1f.llmesh.wire.LedgerIntroductionH\x00\x12-\n\x07\x65ntered\x18\x02 \x01(\x0b\x32\x1a.llmesh.wire.LedgerEnteredH\x00\x12)\n\x05\x65ntry\x18\x03 \x01(\x0b\x32\x18.llmesh.wire.LedgerEntryH\x00\x42\x06\n\x04kindb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERFOLLOW']._serialized_start=272
   _globals['_LEDGERFOLLOW']._serialized_end=301
   _globals['_LEDGERINTRODUCTION']._serialized_start=303
-  _globals['_LEDGERINTRODUCTION']._serialized_end=375
-  _globals['_LEDGERENTERED']._serialized_start=377
-  _globals['_LEDGERENTERED']._serialized_end=410
-  _globals['_LEDGERENTRY']._serialized_start=412
-  _globals['_LEDGERENTRY']._serialized_end=461
-  _globals['_LEDGERANSWER']._serialized_start=464
-  _globals['_LEDGERANSWER']._serialized_end=633
+  _globals['_LEDGERINTRODUCTION']._serialized_end=391
+  _globals['_LEDGERENTERED']._serialized_start=393
+  _globals['_LEDGERENTERED']._serialized_end=426
+  _globals['_LEDGERENTRY']._serialized_start=428
+  _globals['_LEDGERENTRY']._serialized_end=477
+  _globals['_LEDGERANSWER']._serialized_start=480
+  _globals['_LEDGERANSWER']._serialized_end=649
 # @@protoc_insertion_point(module_scope)

@@ -34,14 +34,16 @@ class LedgerFollow(_message.Message):
     def __init__(self, after: _Optional[int] = ...) -> None: ...
 
 class LedgerIntroduction(_message.Message):
-    __slots__ = ("payload", "signature", "issuer")
+    __slots__ = ("payload", "signature", "issuer", "height")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     ISSUER_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     signature: bytes
     issuer: bytes
-    def __init__(self, payload: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., issuer: _Optional[bytes] = ...) -> None: ...
+    height: int
+    def __init__(self, payload: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., issuer: _Optional[bytes] = ..., height: _Optional[int] = ...) -> None: ...
 
 class LedgerEntered(_message.Message):
     __slots__ = ("sequence",)

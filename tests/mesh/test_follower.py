@@ -103,7 +103,7 @@ class Swarm:
         log = copy or copy_in_memory(GENESIS)
         host, sessions = await self.listen(name, Issuing(log, lambda: binding(name)).serve)
         contacts = [PeerAddress(each.peer_id, each.addresses) for each in known]
-        follower = Follower(log, Members(sessions, lambda: contacts, now, Random(1)))
+        follower = Follower(log, Members(lambda: sessions, lambda: contacts, now, Random(1)))
         self._nursery.start_soon(follower.run)
         return Node(host, sessions, log, follower)
 
@@ -320,7 +320,7 @@ async def test_nobody_else_passes_for_the_issuer(autojump_clock: MockClock, clai
             "own account": binding("liar", BOB),
         }[claim]
         asked: list[Question] = []
-        inner = saying(Entered(1), introduction=Introduction(GENESIS, said))
+        inner = saying(Entered(1), introduction=Introduction(GENESIS, 0, said))
         liar, _ = await swarm.listen("liar", noting(asked, inner))
         ann = await swarm.member("ann", liar)
         with pytest.raises(NodeUnreachable):
@@ -333,7 +333,7 @@ async def test_nobody_else_passes_for_the_issuer(autojump_clock: MockClock, clai
 async def test_an_issuer_that_does_not_enter_what_it_says(autojump_clock: MockClock, answer: Answer) -> None:
     async with open_swarm() as swarm:
         host, _ = await swarm.listen(
-            "issuer", saying(answer, introduction=Introduction(GENESIS, binding("issuer")))
+            "issuer", saying(answer, introduction=Introduction(GENESIS, 0, binding("issuer")))
         )
         ann = await swarm.member("ann", host)
         with pytest.raises((TransactionFailed, NetworkError)):

@@ -33,7 +33,7 @@ from llmesh.node.desk import Desk, open_desk
 from llmesh.node.faults import StartRefused
 from llmesh.node.home import held, open_home
 from llmesh.node.open import open_node
-from llmesh.node.swarm import account_signer, open_ledger
+from llmesh.node.swarm import account_signer, open_log
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def signals() -> Iterator[None]:
 async def start_once(config: NodeConfig) -> None:
     """What a first start leaves behind."""
     with open_home(config.data_dir) as home:
-        async with open_ledger(home, account_signer(home), Amount(0)):
+        async with open_log(home, account_signer(home), Amount(0), None):
             pass
 
 

@@ -23,7 +23,7 @@ QUESTIONS: list[Question] = [
 ]  # fmt: skip
 ANSWERS: list[Answer] = [
     Introduction(GENESIS),
-    Introduction(GENESIS, read_binding(bytes(80) + b"\x01" + bytes(BINDING_BYTES - 81))),
+    Introduction(GENESIS, 7, read_binding(bytes(59) + b"\x01" + bytes(BINDING_BYTES - 60))),
     Entered(0),
     Entered((1 << 64) - 1),
     BANK.log[0],
