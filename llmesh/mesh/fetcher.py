@@ -72,6 +72,7 @@ class Fetcher:
         )
         while True:
             manifest = await suppliers.agree()
+            await self._store.make_room(manifest.size, model)
             with self._store.receiving(model, manifest.size) as folder:
                 download = Download(manifest, folder, suppliers, report)
                 if await download.run():

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from functools import partial
 from random import SystemRandom
@@ -22,7 +22,7 @@ from llmesh.core.exchange import Event
 from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt
 from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
-from llmesh.errors import MeshError, ValidationFailed
+from llmesh.errors import MeshError, TooLarge, ValidationFailed
 from llmesh.gateway.keys import open_keys
 from llmesh.gateway.server import serve
 from llmesh.journal.open import Journal, open_journal
@@ -59,7 +59,7 @@ from llmesh.node.swarm import Swarm, account_signer, announce_stake, binder, ope
 from llmesh.node.values import Deployment
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import WorkerSettings
-from llmesh.runtime.store import Store, open_store
+from llmesh.runtime.store import InUse, Store, open_store
 from llmesh.runtime.workers import open_worker_runtime, probe_workers
 
 __all__ = ["BUDGET", "open_node"]
@@ -147,7 +147,7 @@ async def _withdrawing(announcer: Announcer) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIterator[Rooms]:
     signer = account_signer(home)
-    store = await _open_store(config, home)
+    store = await _open_store(config, home, lambda: [offer.model_id for offer in provider.offers])
     throttle = Throttle(config.transfer_rate)
     events = Events()
     async with (
@@ -163,6 +163,8 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         ledger = log if log.issuer else Follower(log, members)
         swarm = Swarm(signer, log, ledger, Teller(ledger, journal, signer, time.time))
         provider = Provider(host.peer_id, runtime)
+        with suppress(TooLarge):  # the quota may be less than it was; what is over it now stays
+            await store.make_room(0)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
         handlers = {
             inference.PROTOCOL: inference.handler(_while_open(drain, seen(events, provider))),
@@ -227,9 +229,9 @@ async def _open_journal(home: Home, owner: PeerId) -> AsyncIterator[Journal]:
         yield journal
 
 
-async def _open_store(config: NodeConfig, home: Home) -> Store:
+async def _open_store(config: NodeConfig, home: Home, in_use: InUse) -> Store:
     try:
-        return await open_store(home.folder / "store", config.store_quota)
+        return await open_store(home.folder / "store", config.store_quota, in_use)
     except OSError as error:
         raise StartRefused(f"The store {home.folder / 'store'} cannot be used: {error.strerror}.") from error
 

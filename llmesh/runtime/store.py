@@ -2,7 +2,7 @@
 
 A model is written into a staging folder, synced, and appears by one rename; whatever a crash
 leaves in staging is swept at the next start.  Nothing in `models/` is ever changed in place, and
-everything is hashed again before it is handed out.
+everything is hashed again before it is handed out.  What nobody uses stays until its room is needed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import trio
 
@@ -24,7 +26,7 @@ from llmesh.runtime.bundle import Bundle, read_bundle
 from llmesh.runtime.disk import disk_faults
 from llmesh.runtime.incoming import Incoming
 
-__all__ = ["Store", "Stored", "open_store"]
+__all__ = ["InUse", "Store", "Stored", "open_store"]
 
 DEFAULT_QUOTA = 64 << 30
 
@@ -39,12 +41,16 @@ class Stored:
     used_at: float
 
 
-async def open_store(folder: Path, quota: int = DEFAULT_QUOTA) -> Store:
+InUse: TypeAlias = Callable[[], Collection[ModelId]]
+
+
+async def open_store(folder: Path, quota: int = DEFAULT_QUOTA, in_use: InUse = tuple) -> Store:
     """The store in a folder, which is made if need be; sweeps what a crash left behind.
 
-    `quota` is in bytes.  One process at a time may have it open.  Raises OSError.
+    `quota` is in bytes; `in_use` names the models that are never removed to make room.  One process
+    at a time may have it open.  Raises OSError.
     """
-    store = Store(folder, quota)
+    store = Store(folder, quota, in_use)
     await trio.to_thread.run_sync(store.sweep)
     return store
 
@@ -52,10 +58,11 @@ async def open_store(folder: Path, quota: int = DEFAULT_QUOTA) -> Store:
 class Store:
     """See the module; every method is safe to cancel and leaves whole models only."""
 
-    def __init__(self, folder: Path, quota: int) -> None:
+    def __init__(self, folder: Path, quota: int, in_use: InUse) -> None:
         self._models = folder / "models"
         self._staging = folder / "staging"
         self._quota = quota
+        self._in_use = in_use
         self._writing = trio.Lock()
         self._receiving: dict[ModelId, int] = {}
         self._incoming = 0
@@ -84,18 +91,19 @@ class Store:
             source = await read_bundle(path, graph)
             graph = source.graph
             if not await trio.Path(self._folder(source.id)).is_dir():
-                self._check_room(sum(file.size for file in source.files), source.id)
+                await self.make_room(sum(file.size for file in source.files), source.id)
             return await self._write(lambda folder: _copy(source, folder), graph)
         if not await trio.Path(path).is_file():
             raise ValidationFailed(f"{path} is neither a folder, an .onnx file nor an archive.")
-        limits = ArchiveLimits(size=max(0, self._quota - self._taken()))
+        limits = ArchiveLimits(size=max(0, self._quota - self._firm()))
         return await self._write(lambda folder: unpack(path, folder, limits), graph)
 
     @asynccontextmanager
     async def incoming(self) -> AsyncGenerator[Incoming]:
         """A file that comes piece by piece, to be added in this block; at its end it is removed.
 
-        What comes is held against the quota while it comes, all such files together.
+        What comes is held against the quota while it comes, all such files together, as if what
+        nobody uses were gone.
         """
         folder, size = Path(tempfile.mkdtemp(dir=self._staging)), 0
 
@@ -106,12 +114,12 @@ class Store:
             self._incoming += more
             size += more
 
-        self._resting = self._taken()
+        self._resting = self._firm()
         try:
             yield Incoming(folder, admit)
         finally:
             self._incoming -= size
-            self._resting = self._taken()
+            self._resting = self._firm()
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
@@ -120,32 +128,28 @@ class Store:
         folder = self._folder(model)
         if not folder.is_dir():
             raise ModelNotFound(f"The model {model} is not in this node's store.")
+        os.utime(folder)  # first, so that it is not removed for another while it is read
         bundle = await read_bundle(folder, graph)
         if bundle.id != model:
             raise ValidationFailed(f"The stored files of {model} were altered; remove it and add it again.")
-        os.utime(folder)
         return bundle
 
     async def remove(self, model: ModelId) -> None:
         """Give the space back, an unfinished transfer's too; a model that is not there is left so."""
         async with self._writing:
-            await trio.to_thread.run_sync(_discard, self._folder(model), self._staging)
+            await self._discard(self._folder(model))
             if model not in self._receiving:
-                await trio.to_thread.run_sync(_discard, self.partial(model), self._staging)
+                await self._discard(self.partial(model))
 
-    async def collect(self, keep: Collection[ModelId], room: int) -> list[ModelId]:
-        """Remove the longest unused models, but none of `keep`, until `room` bytes fit the quota.
+    async def make_room(self, size: int, model: ModelId | None = None) -> None:
+        """See to it that `size` bytes, of a model, fit the quota: what nobody uses is removed if need be.
 
-        Transfers that nobody goes on with are removed before any model.  Returns what went.
+        Transfers that nobody goes on with go first, then the longest unused models, but none that is
+        in use or was used within the last ten minutes, as one is that is about to be served.  Raises
+        TooLarge, having removed nothing, where that would not do.
         """
-        gone = []
-        for stored in [*self._abandoned(), *self.models()]:
-            if self._taken() + room <= self._quota:
-                break
-            if stored.id not in keep:
-                await self.remove(stored.id)
-                gone.append(stored.id)
-        return gone
+        async with self._writing:
+            await self._make_room(size, model)
 
     def used(self) -> int:
         """Bytes of all models."""
@@ -156,7 +160,7 @@ class Store:
         """The folder for a transfer of a model; its bytes count as taken while the block runs.
 
         The folder is kept over restarts, so that the transfer resumes.  Raises Conflict where the model
-        is being received already, TooLarge over the quota.
+        is being received already, TooLarge over the quota (see `make_room`).
         """
         if model in self._receiving:
             raise Conflict(f"The model {model} is being fetched already.")
@@ -201,13 +205,37 @@ class Store:
     async def _publish(self, staged: Path, bundle: Bundle) -> Bundle:
         target = self._folder(bundle.id)
         if await trio.Path(target).is_dir():
+            os.utime(target)
             return _moved(bundle, target)
-        self._check_room(sum(file.size for file in bundle.files), bundle.id)
+        await self._make_room(sum(file.size for file in bundle.files), bundle.id)
         with trio.CancelScope(shield=True), disk_faults():
             await trio.to_thread.run_sync(_sync_and_rename, bundle, target)
         return _moved(bundle, target)
 
-    def _check_room(self, size: int, model: ModelId) -> None:
+    async def _make_room(self, size: int, model: ModelId | None) -> None:
+        if self._firm(model) + size > self._quota:
+            self._check_room(size, model)
+        while self._taken(model) + size > self._quota and (spare := self._spare(model)):
+            await self._discard(spare[0].folder)
+        self._check_room(size, model)
+
+    async def _discard(self, folder: Path) -> None:
+        """Hidden first, so that nobody begins to use it and a crash leaves no half of a model in use."""
+        doomed = _hide(folder, self._staging)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(doomed, ignore_errors=True))
+
+    def _spare(self, besides: ModelId | None) -> list[Stored]:
+        """What may be removed to make room, in that order."""
+        keep, latest = {*self._in_use(), besides}, time.time() - _LATELY
+        models = [each for each in self.models() if each.id not in keep and each.used_at < latest]
+        return [*(left for left in self._abandoned() if left.id != besides), *models]
+
+    def _firm(self, besides: ModelId | None = None) -> int:
+        """What would be taken if all that may be removed were."""
+        return self._taken(besides) - sum(spare.size for spare in self._spare(besides))
+
+    def _check_room(self, size: int, model: ModelId | None) -> None:
         if (taken := self._taken(model)) + size > self._quota:
             raise TooLarge(f"The model has {size} bytes; of the store's {self._quota}, {taken} are taken.")
 
@@ -227,6 +255,7 @@ class Store:
 
 
 _PARTIAL = ".partial"
+_LATELY = 600.0  # seconds
 
 
 def _only_folder(staged: Path) -> Path:
@@ -268,12 +297,12 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _discard(folder: Path, staging: Path) -> None:
-    """First out of sight by one rename, so that a crash leaves no half of a model in use."""
-    doomed = Path(tempfile.mkdtemp(dir=staging)) / "removed"
+def _hide(folder: Path, staging: Path) -> Path:
+    """Move a folder that may not be there to where the next start would sweep it away."""
+    hidden = Path(tempfile.mkdtemp(dir=staging))
     with suppress(FileNotFoundError):
-        folder.rename(doomed)
-    shutil.rmtree(doomed.parent, ignore_errors=True)
+        folder.rename(hidden / "removed")
+    return hidden
 
 
 def _stored(folder: Path) -> Stored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -14,7 +16,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import MAX_DESCRIPTION
 from llmesh.core.reference import ModelRef
 from llmesh.demo import SENTIMENT_ANALYZER
-from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, ValidationFailed
+from llmesh.errors import InsufficientStake, ModelNotFound, NodeBusy, TooLarge, ValidationFailed
 from llmesh.ledger.local import verify_ledger
 from llmesh.mesh.events import EventName, ModelDeployed, TransferProgressed
 from llmesh.node.config import NodeConfig
@@ -23,6 +25,7 @@ from llmesh.node.files import write_durably
 from llmesh.node.home import open_home
 from llmesh.node.open import open_node
 from llmesh.node.values import Deployment
+from llmesh.runtime.store import open_store
 
 TEXT = {"text": "你好世界"}
 
@@ -59,6 +62,26 @@ async def test_a_model_has_one_offer_under_its_latest_name(config: NodeConfig) -
         assert (worker.model_id, worker.provider) == (id, "cpu")
         assert worker.sandbox in {"none", "limits", "filtered", "confined"}
     assert is_free(config)
+
+
+async def test_only_what_is_not_on_offer_makes_room(config: NodeConfig, tmp_path: Path) -> None:
+    served, new, third = (tmp_path / name for name in ("served", "new", "third"))
+    for number, folder in enumerate((served, new, third)):
+        shutil.copytree(SENTIMENT_ANALYZER, folder)
+        (folder / "extra").write_bytes(bytes([number]))
+    size = sum(path.stat().st_size for path in served.iterdir())
+    models = config.data_dir / "store/models"
+    before = (await (await open_store(models.parent)).add(SENTIMENT_ANALYZER)).id
+    async with open_node(replace(config, store_quota=2 * size)) as node:
+        first = await node.deploy(served)
+        for folder in models.iterdir():
+            os.utime(folder, (1, 1) if folder.name == first else (2, 2))
+        second = await node.deploy(new)
+        assert {folder.name for folder in models.iterdir()} == {first, second} != {first, before}
+        os.utime(models / second, (2, 2))
+        with pytest.raises(TooLarge, match="are taken"):
+            await node.deploy(third)
+        assert {folder.name for folder in models.iterdir()} == {first, second}
 
 
 async def test_without_the_stake_nothing_is_served(config: NodeConfig) -> None:

@@ -81,18 +81,91 @@ async def test_the_quota_holds(tmp_path: Path) -> None:
     assert list((tmp_path / "store/staging").iterdir()) == []
 
 
-async def test_collection_removes_the_longest_unused_and_keeps_what_is_in_use(tmp_path: Path) -> None:
-    store = await open_store(tmp_path / "store", quota=3 * (SIZE + 1))
+def another(tmp_path: Path, number: int) -> Path:
+    """The demo model and one byte."""
+    folder = tmp_path / f"m{number}"
+    shutil.copytree(DEMO, folder)
+    (folder / "extra").write_bytes(bytes([number]))
+    return folder
+
+
+async def filled(tmp_path: Path, in_use: list[ModelId], count: int = 3) -> tuple[Store, list[ModelId]]:
+    """A full store, its models all long unused, the first the longest."""
+    store = await open_store(tmp_path / "store", count * (SIZE + 1), lambda: in_use)
     ids = []
-    for number in range(3):
-        folder = tmp_path / f"m{number}"
-        shutil.copytree(DEMO, folder)
-        (folder / "extra").write_bytes(bytes([number]))
-        ids.append((await store.add(folder)).id)
+    for number in range(count):
+        ids.append((await store.add(another(tmp_path, number))).id)
         os.utime(tmp_path / "store/models" / ids[-1], (number, number))
-    assert await store.collect(keep={ids[0]}, room=SIZE) == [ids[1]]
-    assert names(store) == [ids[0], ids[2]]
-    assert await store.collect(keep=set(ids), room=9 * SIZE) == []
+    return store, ids
+
+
+@pytest.mark.parametrize("way", ["folder", "archive", "pieces", "transfer"])
+async def test_what_is_longest_unused_makes_room_for_what_comes(tmp_path: Path, way: str) -> None:
+    in_use: list[ModelId] = []
+    store, ids = await filled(tmp_path, in_use)
+    in_use.append(ids[0])
+    new = another(tmp_path, 9)
+    archive = Path(shutil.make_archive(str(tmp_path / "new"), "zip", new))
+    if way == "folder":
+        added = await store.add(new)
+    elif way == "archive":
+        added = await store.add(archive)
+    elif way == "pieces":
+        async with store.incoming() as incoming:
+            await incoming.write(archive.read_bytes())
+            added = await store.add(await incoming.finish())
+    else:
+        model = (await read_bundle(new)).id
+        await store.make_room(SIZE + 1, model)
+        with store.receiving(model, SIZE + 1) as folder:
+            shutil.copytree(new, folder, dirs_exist_ok=True)
+            added = await store.adopt(model)
+    assert set(names(store)) == {ids[0], ids[2], added.id}
+    assert list((tmp_path / "store/staging").glob("tmp*")) == []
+
+
+async def test_nothing_goes_where_room_cannot_be_made(tmp_path: Path) -> None:
+    in_use: list[ModelId] = []
+    store, ids = await filled(tmp_path, in_use)
+    in_use += ids[:2]
+    with pytest.raises(TooLarge, match="are taken"):
+        await store.make_room(2 * SIZE)
+    assert set(names(store)) == set(ids)
+
+
+async def test_what_was_just_used_does_not_go(tmp_path: Path) -> None:
+    store, ids = await filled(tmp_path, [])
+    for model in ids[:2]:
+        await store.open(model)
+    with pytest.raises(TooLarge):
+        await store.make_room(2 * SIZE)
+    await store.make_room(SIZE)
+    assert set(names(store)) == set(ids[:2])
+    added = await store.add(another(tmp_path, 9))  # to be served in a moment
+    with pytest.raises(TooLarge):
+        await store.make_room(SIZE)
+    assert added.id in names(store)
+
+
+async def test_what_is_being_fetched_does_not_go(tmp_path: Path) -> None:
+    store, ids = await filled(tmp_path, [], count=2)
+    one, other = ModelId("1" * 64), ModelId("2" * 64)
+    await store.make_room(SIZE, one)
+    assert names(store) == [ids[1]]
+    with store.receiving(one, SIZE) as folder:
+        (folder / "half").write_bytes(bytes(SIZE // 2))
+        await store.make_room(SIZE, other)
+        assert names(store) == []
+        with pytest.raises(TooLarge):
+            await store.make_room(SIZE + 3, other)
+        assert (folder / "half").exists()
+
+
+async def test_a_smaller_quota_is_kept_to_from_the_start(tmp_path: Path) -> None:
+    _, ids = await filled(tmp_path, [])
+    store = await open_store(tmp_path / "store", 2 * (SIZE + 1))
+    await store.make_room(0)
+    assert names(store) == ids[1:]
 
 
 async def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
@@ -178,19 +251,19 @@ async def test_what_is_left_of_a_transfer_takes_room_until_it_is_removed(tmp_pat
     store = await open_store(tmp_path / "store", quota=SIZE + 100)
     with pytest.raises(TooLarge), store.receiving(other, SIZE + 20):
         pass
-    with store.receiving(left, SIZE + 100):  # its own bytes are part of it
-        assert await store.collect(keep=(), room=100) == []
-    assert await store.collect(keep=(), room=SIZE + 20) == [left]
+    with store.receiving(left, SIZE + 100), pytest.raises(TooLarge):  # its own bytes are part of it
+        await store.make_room(100)
+    await store.make_room(SIZE + 20)
     with store.receiving(other, SIZE + 20):
         pass
 
 
-async def test_a_model_that_came_another_way_meanwhile_is_kept(store: Store) -> None:
+async def test_a_model_that_came_another_way_meanwhile_is_kept(store: Store, tmp_path: Path) -> None:
     added = await store.add(DEMO)
     for path in DEMO.iterdir():
         shutil.copy(path, store.partial(added.id))
     assert await store.adopt(added.id) == added
-    assert await store.collect(keep=(), room=0) == []
+    assert list((tmp_path / "store/staging").iterdir()) == []
 
 
 CRASHING = """
