@@ -20,6 +20,7 @@ __all__ = [
     "NetworkError",
     "NodeBusy",
     "NodeUnreachable",
+    "NotFound",
     "RateLimited",
     "RequestTimeout",
     "TooLarge",
@@ -178,13 +179,20 @@ class TooLarge(MeshError):
     next_step = "Send less at once."
 
 
+class NotFound(MeshError):
+    """There is nothing of that id here; for models see ModelNotFound."""
+
+    code, name, http_status = 4005, "NotFound", 404
+    next_step = "List what there is, and use an id from there."
+
+
 ERRORS: dict[int, type[MeshError]] = {
     row.code: row
     for row in (
         ModelNotFound, InsufficientStake, RequestTimeout, ValidationFailed,
         NetworkError, NodeUnreachable, NodeBusy, ModelFailed,
         InsufficientBalance, TransactionFailed,
-        Unauthorized, RateLimited, Conflict, TooLarge,
+        Unauthorized, RateLimited, Conflict, TooLarge, NotFound,
     )
 }  # fmt: skip
 

@@ -62,6 +62,7 @@ def test_an_unknown_code_survives() -> None:
         (2001, True, True), (2002, True, True), (2003, True, True), (2004, True, True),
         (3001, False, False), (3002, False, False),
         (4001, False, False), (4002, False, False), (4003, False, False), (4004, False, False),
+        (4005, False, False),
     ],
 )  # fmt: skip
 def test_when_the_next_candidate_may_try(code: int, ours: bool, theirs: bool) -> None:

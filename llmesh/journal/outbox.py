@@ -26,6 +26,7 @@ __all__ = [
     "dead_intents",
     "due_intents",
     "find_intent",
+    "intents_of",
     "next_nonce",
     "next_time",
     "waiting_intents",
@@ -199,6 +200,17 @@ def waiting_intents(db: apsw.Connection, kind: str, account: str) -> list[Intent
     """All that waits of one account, due or not: by nonce, so in the order they were added."""
     query = f"{_SELECT} WHERE state = 'waiting' AND kind = ? AND account = ? ORDER BY nonce"
     return [_intent(row) for row in db.execute(query, (kind, account))]
+
+
+def intents_of(
+    db: apsw.Connection, kind: str, account: str, limit: int, state: IntentState | None = None
+) -> list[Intent]:
+    """The latest intents of one account, in that state if one is given, the latest first."""
+    query = (
+        f"{_SELECT} WHERE kind = ?1 AND account = ?2 AND (?3 IS NULL OR state = ?3)"
+        " ORDER BY created DESC, id LIMIT ?4"
+    )
+    return [_intent(row) for row in db.execute(query, (kind, account, state, limit))]
 
 
 def next_time(db: apsw.Connection, kind: str) -> float | None:

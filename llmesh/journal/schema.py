@@ -109,7 +109,20 @@ CREATE INDEX intent_over ON intent (created) WHERE state <> 'waiting';
 CREATE TABLE nonce (account TEXT PRIMARY KEY, next INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-_STEPS: tuple[str, ...] = (_FIRST,)
+_WEBHOOKS = """
+CREATE TABLE webhook (
+    id TEXT PRIMARY KEY,
+    url TEXT NOT NULL,
+    events TEXT NOT NULL,                    -- sorted, a space between two
+    secret TEXT NOT NULL,
+    previous TEXT NOT NULL,                  -- signs too until previous_until; empty for none
+    previous_until REAL NOT NULL,
+    created REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX intent_account ON intent (kind, account, created);
+"""
+
+_STEPS: tuple[str, ...] = (_FIRST, _WEBHOOKS)
 
 VERSION = len(_STEPS)
 """The version of the schema that this program writes."""

@@ -204,6 +204,21 @@ class NodeConfig:
             shown="no limit",
         ),
     ] = None
+    webhook_allow: Annotated[
+        tuple[str, ...],
+        Option(
+            "Host or network that webhooks may call although it is not on the public internet, also"
+            " without TLS.",
+            values.callee,
+            "HOST_OR_CIDR",
+            repeated=True,
+            shown="none",
+        ),
+    ] = ()
+    webhook_hours: Annotated[
+        float,
+        Option("Hours that a webhook's delivery is tried again for.", values.hours, "HOURS"),
+    ] = 24.0
     mdns: Annotated[bool, Option("Find nodes on the local network by mDNS.", values.switch, shown="on")] = (
         True
     )
@@ -245,5 +260,7 @@ class NodeOptions(TypedDict, total=False):
     require_sandbox: str
     store_quota: int | float
     transfer_rate: int | float
+    webhook_allow: Sequence[str]
+    webhook_hours: int | float
     mdns: bool
     log_level: str

@@ -16,6 +16,7 @@ from llmesh.gateway.limits import Limits
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes, swarm_routes
 from llmesh.gateway.wallet import Wallet
+from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.node.backup import back_up
 from llmesh.node.config import NodeConfig
 from llmesh.node.home import Home
@@ -51,7 +52,7 @@ def files_app(home: Home, keys: Keys, wallet: Wallet) -> App:
 
 def _routes(node: Node) -> tuple[Route, ...]:
     """What both faces have beyond the gateway's own."""
-    return (*deploy_routes(node), *batch_routes(node))
+    return (*deploy_routes(node), *batch_routes(node), *webhook_routes(node.courier))
 
 
 def _owner_routes(home: Home, keys: Keys, wallet: Wallet) -> tuple[Route, ...]:

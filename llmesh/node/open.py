@@ -25,6 +25,7 @@ from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, TooLarge, ValidationFailed
 from llmesh.gateway.keys import open_keys
 from llmesh.gateway.server import serve
+from llmesh.gateway.webhooks.courier import CourierSettings, open_courier
 from llmesh.journal.open import Journal, open_journal
 from llmesh.ledger.log import LogLedger
 from llmesh.mesh.announcer import Announcer, Author
@@ -42,6 +43,7 @@ from llmesh.mesh.teller import Teller
 from llmesh.mesh.witness import seen
 from llmesh.net import artifact, inference, reachability
 from llmesh.net import ledger as swarm_ledger
+from llmesh.net.callout import Callout, read_allowed
 from llmesh.net.host import Host, PeerAddress
 from llmesh.net.libp2p.host import open_libp2p_host
 from llmesh.net.libp2p.mdns import open_mdns
@@ -156,6 +158,12 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         _open_journal(home, host.peer_id) as journal,
         open_log(home, signer, config.min_stake, config.join) as log,
         open_keys(journal, home.key_secret) as keys,
+        open_courier(
+            journal,
+            events,
+            Callout(read_allowed(config.webhook_allow)),
+            CourierSettings(config.webhook_hours),
+        ) as courier,
     ):
         members = Members(
             lambda: discovery.sessions, lambda: _members(home, discovery), time.time, SystemRandom()
@@ -185,6 +193,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             reputation = Reputation(discovery.is_down)
             rooms = Rooms(
                 events=events,
+                courier=courier,
                 host=host,
                 journal=journal,
                 keys=keys,

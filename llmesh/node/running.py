@@ -28,6 +28,7 @@ from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.gateway.wallet import Wallet
+from llmesh.gateway.webhooks.courier import Courier
 from llmesh.journal.open import Journal
 from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.announcer import Announcer
@@ -61,6 +62,7 @@ class Rooms:
     """The parts of a node, open and running."""
 
     events: Events
+    courier: Courier
     host: Host
     journal: Journal
     keys: Keys
@@ -85,6 +87,11 @@ class Node:
         self._rooms = rooms
         self._drain = drain
         self._since = trio.current_time()
+
+    @property
+    def courier(self) -> Courier:
+        """What tells its webhooks."""
+        return self._rooms.courier
 
     @property
     def peer_id(self) -> PeerId:

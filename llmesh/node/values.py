@@ -24,12 +24,14 @@ __all__ = [
     "Replication",
     "amount",
     "bootstrap_address",
+    "callee",
     "choice",
     "deployment",
     "dial_address",
     "duration",
     "folder",
     "hostname",
+    "hours",
     "invite",
     "listen_address",
     "network",
@@ -127,7 +129,7 @@ def network(value: object) -> Network:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValidationFailed(
-            f"A proxy is an IP address or a network such as 10.0.0.0/8, not {text[:80]!r}."
+            f"A network is an IP address or a range such as 10.0.0.0/8, not {text[:80]!r}."
         ) from None
 
 
@@ -218,6 +220,17 @@ def size(value: object) -> int:
 def rate(value: object) -> float:
     """Bytes per second, from a number of megabytes (10**6) per second."""
     return _positive(value) * 10**6
+
+
+def hours(value: object) -> float:
+    """A time in hours."""
+    return _positive(value)
+
+
+def callee(value: object) -> str:
+    """The name of a host, an IP address or a network in CIDR form."""
+    text = _text(value)
+    return text if _HOST.match(text) else str(network(text))
 
 
 def _positive(value: object) -> float:
