@@ -110,6 +110,7 @@ def test_core_is_sans_io(path: Path) -> None:
             "import llmesh, llmesh_sdk",
             "libp2p onnxruntime numpy trio quart hypercorn google.protobuf nacl msgspec",
         ),
+        ("import llmesh.sync; llmesh.sync.MeshClient()", "anyio httpx2 httpcore2 wsproto trio"),
         (
             "import llmesh; llmesh.MeshClient()",
             "libp2p onnxruntime numpy quart hypercorn google.protobuf nacl",

@@ -4,6 +4,14 @@ It needs none of the node's libraries; the HTTP client is loaded with the first 
 """
 
 from llmesh_sdk.client import MeshClient
-from llmesh_sdk.results import InferencePlan, InferenceResult, ModelOffer, NodeStatus
+from llmesh_sdk.results import InferencePlan, InferenceResult, MeshEvent, ModelOffer, NodeStatus, StreamChunk
 
-__all__ = ["InferencePlan", "InferenceResult", "MeshClient", "ModelOffer", "NodeStatus"]
+__all__ = [
+    "InferencePlan",
+    "InferenceResult",
+    "MeshClient",
+    "MeshEvent",
+    "ModelOffer",
+    "NodeStatus",
+    "StreamChunk",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,6 +18,8 @@ from llmesh.errors import MeshError, ValidationFailed
 from llmesh_sdk.results import InferencePlan, InferenceResult, ModelOffer, NodeStatus
 
 if TYPE_CHECKING:
+    from llmesh_sdk.socket import Socket
+    from llmesh_sdk.stream import InferenceStream, Subscription
     from llmesh_sdk.transport import Transport
     from llmesh_sdk.upload import Progress
 
@@ -103,6 +105,38 @@ class MeshClient:
         answer = await self._transport.post(_INFERENCE, _seconds(timeout) + MARGIN, _json(body))
         return self._parse(InferenceResult.read, answer)
 
+    def stream(
+        self,
+        model: str,
+        input_data: Mapping[str, Any] | str,
+        timeout: float = 30.0,
+        max_fee: float | str | Amount | None = None,
+        wishes: Wishes | None = None,
+    ) -> InferenceStream:
+        """Run a model and iterate, with `async for`, over the pieces of its text as they come.
+
+        At the end `result` of what this returns has the whole answer.  Leaving `async with` around it,
+        or its `aclose`, cancels the work on the provider; so does leaving the loop, a little later.
+        Iterating raises what `inference` raises.
+        """
+        from llmesh_sdk.stream import InferenceStream
+
+        asked = _json({"type": "inference_stream", **_asked(model, input_data, timeout, max_fee, wishes)})
+        return InferenceStream(self._open_socket, asked, _seconds(timeout) + MARGIN)
+
+    def subscribe(self, events: Collection[str]) -> Subscription:
+        """Iterate, with `async for`, over what happens at the node, for as long as you like.
+
+        `events` are names such as inference, peer_update, model_announce, transfer, model_deployed.  A
+        connection that breaks is opened again; what happens meanwhile is not told.  Raises, iterating,
+        NodeUnreachable where there is none at first, ValidationFailed for an unknown name.
+        """
+        from llmesh_sdk.stream import Subscription
+
+        if isinstance(events, str):
+            raise ValidationFailed(f"Events are a list of names, such as [{events!r}].")
+        return Subscription(self._open_socket, events)
+
     async def plan(
         self,
         model: str,
@@ -159,6 +193,9 @@ class MeshClient:
     async def remove_model(self, model: ModelId) -> None:
         """Have the node serve one of its own models no longer.  Raises ModelNotFound for another's."""
         await self._transport.delete(f"/api/v1/models/{model_id(model)}", ANSWER_TIMEOUT)
+
+    async def _open_socket(self) -> Socket:
+        return await self._transport.socket()
 
     @property
     def _transport(self) -> Transport:

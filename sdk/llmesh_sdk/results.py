@@ -13,7 +13,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Skipped, Usage
 
-__all__ = ["InferencePlan", "InferenceResult", "ModelOffer", "NodeStatus"]
+__all__ = ["InferencePlan", "InferenceResult", "MeshEvent", "ModelOffer", "NodeStatus", "StreamChunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,31 @@ def _skipped(fields: Mapping[str, Any]) -> tuple[Skipped, ...]:
     return tuple(
         Skipped(PeerId(each["peer"]), each["code"], each["reason"]) for each in fields.get("skipped", ())
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChunk:
+    """A piece of the text of a stream; `index` counts from 0."""
+
+    index: int
+    text: str
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(int(fields["index"]), str(fields["text"]))
+
+
+@dataclass(frozen=True, slots=True)
+class MeshEvent:
+    """Something that happened at a node: its name, what it tells, and how many before it were lost."""
+
+    name: str
+    data: dict[str, Any]
+    dropped: int = 0
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(str(fields["event"]), dict(fields["data"]), int(fields["dropped"]))
 
 
 @dataclass(frozen=True, slots=True)

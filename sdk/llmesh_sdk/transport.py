@@ -11,8 +11,8 @@ import asyncio
 import json
 import secrets
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import anyio
 import httpx2
 
 from llmesh.errors import MeshError, NetworkError, NodeUnreachable, RequestTimeout, error_from_code
+from llmesh_sdk.socket import Socket, handshake, is_answered
 from llmesh_sdk.upload import Upload
 
 __all__ = ["Transport"]
@@ -82,6 +83,16 @@ class Transport:
             tries=1,
         )
 
+    async def socket(self) -> Socket:
+        """A WebSocket of the gateway, for its owner to close; errors as of `post`."""
+        http = await self._http()
+        with self._faults(CONNECT_TIMEOUT):
+            answer = await http.send(handshake(http, "/ws"), stream=True)
+            if is_answered(answer):
+                return Socket(answer)
+            await answer.aread()
+        raise self._refusal(answer)
+
     async def aclose(self) -> None:
         """Close the connections of the running loop; another call would open new ones."""
         pool = self._pools.get(_running_loop())
@@ -95,9 +106,15 @@ class Transport:
         timeout: float,
         tries: int = TRIES,
     ) -> dict[str, Any]:
+        with self._faults(timeout):
+            return self._read(await _sent(http, build, tries))
+
+    @contextmanager
+    def _faults(self, timeout: float) -> Iterator[None]:
+        """What goes wrong within the block, in our words."""
         try:
             with anyio.fail_after(timeout):
-                return self._read(await _sent(http, build, tries))
+                yield
         except TimeoutError:
             raise RequestTimeout(f"{self._url} gave no answer within {timeout:g} s.") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
@@ -120,6 +137,14 @@ class Transport:
         if answer.is_success:
             return body
         raise self._told(answer, body)
+
+    def _refusal(self, answer: httpx2.Response) -> MeshError:
+        """Why there is no WebSocket."""
+        try:
+            self._read(answer)
+        except MeshError as error:
+            return error
+        return self.not_a_node(f"{answer.status_code} to the handshake of a WebSocket")
 
     def _told(self, answer: httpx2.Response, problem: dict[str, Any]) -> MeshError:
         detail = str(problem.get("detail", answer.text[:_SHOWN]))

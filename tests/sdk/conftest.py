@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import trio
 
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.exchange import Accepted
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import InferenceRequest, Result, Usage
+from llmesh.core.inference import Chunk, InferenceRequest, Result, Usage
 from llmesh.core.model import Card
 from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.wishes import Wishes
@@ -26,7 +27,7 @@ from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
 from llmesh.journal.purse import DurablePurse
-from llmesh.mesh.events import Events
+from llmesh.mesh.events import Events, MeshEvent
 
 PROVIDER = PeerId("12D3KooW" + "B" * 44)
 MODEL_ID = ModelId("cd" * 32)
@@ -66,6 +67,11 @@ class FakeMesh:
     received: bytearray = field(default_factory=bytearray)
     deployed: list[tuple[bytes, str, Amount, str, str]] = field(default_factory=list)
     events: Events = field(default_factory=Events)
+    token: trio.lowlevel.TrioToken | None = None
+
+    def tell(self, event: MeshEvent) -> None:
+        """From any other thread."""
+        trio.from_thread.run_sync(self.events.tell, event, trio_token=self.token)
 
     async def infer(
         self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
@@ -77,6 +83,21 @@ class FakeMesh:
         except trio.Cancelled:
             self.cancelled.set()
             raise
+
+    @asynccontextmanager
+    async def stream(
+        self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
+    ) -> AsyncIterator[AsyncIterator[Accepted | Chunk | Result]]:
+        """Each word of the text by itself, then what `infer` gives."""
+
+        async def events() -> AsyncIterator[Accepted | Chunk | Result]:
+            yield Accepted()
+            for index, word in enumerate(str(request.input.get("text", "")).split()):
+                yield Chunk(index, f" {word}" if index else word)
+            yield await self.infer(request, wishes, purse)
+
+        async with aclosing(events()) as pieces:
+            yield pieces
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         [(offer, said)] = await self.search("", None, 1)
@@ -126,6 +147,7 @@ def mesh() -> Iterator[FakeMesh]:
             more = (*deploy_routes(fake), *batch_routes(fake))
             app = create_app(fake, fake, fake, None, more)
             fake.url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+            fake.token = trio.lowlevel.current_trio_token()
             started.put((trio.lowlevel.current_trio_token(), stop))
 
     thread = threading.Thread(target=trio.run, args=(run,), daemon=True)
