@@ -33,11 +33,16 @@ from typing import Any
 import trio
 
 from llmesh import crypto
+from llmesh.core import binding
+from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import DOMAIN, Offer, read_packed
+from llmesh.core.credentials import Credentials
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
 from llmesh.core.reference import ModelRef
+from llmesh.core.signer import Signer
+from llmesh.core.typed import Chain
 from llmesh.errors import ValidationFailed
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
@@ -115,6 +120,12 @@ async def open_node(number: int, bootstrap: list[Any]) -> AsyncIterator[Node]:
             sign=lambda payload: crypto.sign(seed, DOMAIN, payload),
             next_sequence=count(1).__next__,
             addresses=lambda: host.addresses,
+            credentials=Credentials(
+                host.peer_id,
+                Chain(1 << 40, Address(crypto.address_of(seed))),
+                Signer(Address(crypto.address_of(seed)), crypto.signer(seed)),
+                lambda record: crypto.sign(seed, binding.DOMAIN, record),
+            ),
         )
         announcer = Announcer(author, discovery, stake=Amount.parse(1000), min_stake=Amount(0))
         nursery.start_soon(announcer.run)

@@ -43,19 +43,25 @@ from typing import Any
 
 import trio
 
+from llmesh import crypto
+from llmesh.core import binding
+from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.credentials import Credentials
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Attempt
 from llmesh.core.manifest import BLOCK, Block
 from llmesh.core.model import Card
 from llmesh.core.reference import ModelRef
-from llmesh.ledger.memory import MemoryLedger
+from llmesh.core.signer import Signer
+from llmesh.core.typed import Chain
 from llmesh.mesh.download import Progress
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.seeder import open_seeder
+from llmesh.mesh.till import Till
 from llmesh.net import artifact, inference
 from llmesh.net.libp2p.host import open_libp2p_host
 from llmesh.net.sessions import Sessions, open_sessions
@@ -120,6 +126,14 @@ class Counted:
         return await self.inner.read(block)
 
 
+def credentials(peer: PeerId, seed: bytes) -> Credentials:
+    """An account of nobody else's, on a ledger of its own."""
+    owner = Signer(Address(crypto.address_of(seed)), crypto.signer(seed))
+    return Credentials(
+        peer, Chain(1 << 40, owner.address), owner, lambda record: crypto.sign(seed, binding.DOMAIN, record)
+    )
+
+
 async def serve_llmesh(folder: Path) -> None:
     bundle = await read_bundle(folder)
     sent: list[tuple[str, int]] = []
@@ -134,7 +148,7 @@ async def serve_llmesh(folder: Path) -> None:
             async with seeder.serve(model, peer) as replica:
                 yield Counted(replica, sent)
 
-        provider = Provider(host.peer_id, EchoRuntime(), MemoryLedger())
+        provider = Provider(host.peer_id, EchoRuntime(), Till(credentials(host.peer_id, seed), time.time))
         await provider.deploy(bundle, Card("echo"), Amount(0))
         handlers = {
             artifact.PROTOCOL: artifact.handler(serve, Throttle()),

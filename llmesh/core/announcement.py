@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llmesh import crypto
 from llmesh.core.amount import Amount
+from llmesh.core.binding import BINDING_BYTES, SignedBinding, read_binding
 from llmesh.core.encoding import Json, canonical_json, parse_canonical_json
+from llmesh.core.fields import hexed
 from llmesh.core.ids import ModelId, PeerId, model_id, peer_id
 from llmesh.core.model import Card
 from llmesh.core.reference import model_name, model_version
+from llmesh.core.terms import TERMS_BYTES, SignedTerms, read_terms
 from llmesh.errors import ValidationFailed
 
 __all__ = [
@@ -52,7 +55,8 @@ class Offer:
     """One variant of one model at one price by one provider; `fee` is per inference.
 
     `variant` is the ONNX file that runs, `execution` its class of arithmetic (see `model.EXECUTIONS`);
-    both are empty where the provider says nothing of them.
+    both are empty where the provider says nothing of them.  What costs something has `terms`, which
+    are signed anew each week without making it another offer; to check them is for who means to pay.
     """
 
     model_id: ModelId
@@ -61,11 +65,16 @@ class Offer:
     fee: Amount
     variant: str = ""
     execution: str = ""
+    terms: SignedTerms | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """`sequence` only grows, over restarts too; times are whole seconds since 1970 (UTC)."""
+    """`sequence` only grows, over restarts too; times are whole seconds since 1970 (UTC).
+
+    `account` says which account the provider signs receipts by, and on which ledger; it is of this peer,
+    and its signatures are for `core.credentials` to check.
+    """
 
     peer_id: PeerId
     sequence: int
@@ -74,10 +83,12 @@ class Announcement:
     stake: Amount
     issued_at: int
     expires_at: int
+    account: SignedBinding | None = None
 
     def renews(self, before: Announcement) -> bool:
         """Whether this says the same as the one before, only later."""
-        return (self.addresses, self.offers, self.stake) == (before.addresses, before.offers, before.stake)
+        ours, theirs = (self.addresses, self.offers), (before.addresses, before.offers)
+        return (*ours, self.stake, self.account) == (*theirs, before.stake, before.account)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +172,9 @@ def _check_times(announcement: Announcement, now: float) -> None:
 
 
 def _to_json(announcement: Announcement) -> Json:
+    account = announcement.account
     return {
+        **({} if account is None else {"account": account.packed.hex()}),
         "addresses": list(announcement.addresses),
         "expires_at": announcement.expires_at,
         "issued_at": announcement.issued_at,
@@ -181,6 +194,7 @@ def _offer_to_json(offer: Offer) -> Json:
         "model_id": offer.model_id,
         "name": offer.card.name,
         "task": offer.task,
+        **({} if offer.terms is None else {"terms": offer.terms.packed.hex()}),
         "variant": offer.variant,
         "version": offer.card.version,
     }
@@ -190,14 +204,19 @@ def _from_json(fields: dict[str, Json]) -> Announcement:
     offers = tuple(_offer_from_json(item) for item in _list(fields, "offers", MAX_OFFERS))
     if len({(offer.model_id, offer.card.name, offer.card.version) for offer in offers}) < len(offers):
         raise ValidationFailed("An announcement offers the same model twice.")
+    author = peer_id(_text(fields, "peer_id", 64))
+    account = _account(fields)
+    if account is not None and account.binding.node != author:
+        raise ValidationFailed(f"The announcement of {author} names the account of another.")
     return Announcement(
-        peer_id=peer_id(_text(fields, "peer_id", 64)),
+        peer_id=author,
         sequence=_whole(fields, "sequence", 1, _MAX_SEQUENCE),
         addresses=tuple(_address(item) for item in _list(fields, "addresses", MAX_ADDRESSES)),
         offers=offers,
         stake=_amount(fields, "stake"),
         issued_at=_whole(fields, "issued_at", 0, 1 << 40),
         expires_at=_whole(fields, "expires_at", 0, 1 << 41),
+        account=account,
     )
 
 
@@ -217,7 +236,16 @@ def _offer_from_json(item: Json) -> Offer:
         fee=_amount(fields, "fee"),
         variant=_text(said, "variant", MAX_VARIANT),
         execution=_text(said, "execution", 64),
+        terms=read_terms(_packed(fields, "terms", TERMS_BYTES)) if "terms" in fields else None,
     )
+
+
+def _account(fields: dict[str, Json]) -> SignedBinding | None:
+    return read_binding(_packed(fields, "account", BINDING_BYTES)) if "account" in fields else None
+
+
+def _packed(fields: dict[str, Json], key: str, size: int) -> bytes:
+    return hexed(_text(fields, key, 2 * size), size)
 
 
 def _address(item: Json) -> str:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from llmesh.core.amount import Amount
 from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.receipt import SignedReceipt
 from llmesh.errors import MeshError, ValidationFailed
 
 __all__ = [
@@ -47,10 +48,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """All chunks are out; `fee` is what it cost, never above the attempt's quote."""
+    """All chunks are out; the receipt says what was done and what it cost, never above the quote."""
 
     usage: Usage
-    fee: Amount
+    receipt: SignedReceipt
+
+    @property
+    def fee(self) -> Amount:
+        """What it cost."""
+        return self.receipt.charge.price
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmesh.core.amount import Amount
 from llmesh.core.encoding import Value
-from llmesh.core.ids import ModelId, PeerId, RequestId
+from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
 from llmesh.core.reference import ModelRef
 
-__all__ = ["Attempt", "Chunk", "InferenceRequest", "Result", "Skipped", "Usage"]
+if TYPE_CHECKING:  # so that a client needs no signatures to hold a result
+    from llmesh.core.payment import Payment
+    from llmesh.core.receipt import SignedReceipt
+    from llmesh.core.typed import Chain
+
+__all__ = [
+    "Attempt", "Chunk", "Consumer", "InferenceRequest", "Result", "Skipped", "Usage", "output_of",
+]  # fmt: skip
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 
@@ -29,7 +37,10 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of a request at one provider: `quote` is the most it may charge, `timeout` what is left."""
+    """One try of a request at one provider: `quote` is the most it may charge, `timeout` what is left.
+
+    Work that costs something comes with its `payment`.
+    """
 
     request_id: RequestId
     number: int
@@ -37,6 +48,19 @@ class Attempt:
     input: Mapping[str, Value]
     quote: Amount
     timeout: float
+    payment: Payment | None = None
+
+    @property
+    def id(self) -> AttemptId:
+        """What is charged once at most."""
+        return AttemptId(self.request_id, self.number)
+
+
+class Consumer(NamedTuple):
+    """Who asks, and by which of the sessions that this node has counted."""
+
+    peer_id: PeerId
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +93,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished inference: who served which model, what it said, what it cost, who was passed over."""
+    """A finished inference: who served which model, what it said, what it cost, who was passed over.
+
+    `receipt` is the provider's, signed for the ledger `chain`.
+    """
 
     request_id: RequestId
     model: str
@@ -81,3 +108,16 @@ class Result:
     usage: Usage = Usage()
     attempts: int = 1
     skipped: tuple[Skipped, ...] = ()
+    receipt: SignedReceipt | None = None
+    chain: Chain | None = None
+
+
+def output_of(chunks: Iterable[Chunk]) -> dict[str, Value]:
+    """A whole answer: all named values, the latest of each name, and the pieces of text as `text`."""
+    texts: list[str] = []
+    output: dict[str, Value] = {}
+    for chunk in chunks:
+        texts.append(chunk.text)
+        output |= chunk.values
+    text = "".join(texts)
+    return {**output, "text": text} if text else output

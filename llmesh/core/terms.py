@@ -18,9 +18,14 @@ from llmesh.core.typed import Chain, Sign, word
 from llmesh.errors import ValidationFailed
 
 __all__ = [
-    "TERMS_BYTES", "SignedTerms", "Terms", "check_terms", "class_word", "execution_class", "read_terms",
-    "sign_terms", "terms_digest",
+    "PERIOD", "TERMS_BYTES", "UNSTATED", "SignedTerms", "Terms", "check_terms", "class_word",
+    "execution_class", "expiry", "read_terms", "sign_terms", "terms_digest",
 ]  # fmt: skip
+
+PERIOD = 7 * 86_400
+"""Seconds after which a provider signs its terms, and the binding of its account, anew."""
+UNSTATED = "unstated"
+"""The execution class of an offer that names none."""
 
 _DOMAIN = b"LLMESH Terms"
 _TERMS = typed.type_hash(
@@ -127,3 +132,8 @@ def read_terms(packed: bytes) -> SignedTerms:
         not_after,
     )
     return SignedTerms(terms, signature)
+
+
+def expiry(period: int) -> int:
+    """When what is signed in the so-many-th `PERIOD` since 1970 expires: at the end of the next one."""
+    return (period + 2) * PERIOD

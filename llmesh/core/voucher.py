@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from struct import Struct
 from typing import NewType
 
 from llmesh.core import typed
@@ -17,8 +18,8 @@ from llmesh.core.typed import Chain, Sign, word
 from llmesh.errors import ValidationFailed
 
 __all__ = [
-    "DOMAIN", "VOUCHER_BYTES", "ChannelConfig", "ChannelId", "SignedVoucher", "Voucher", "channel_id",
-    "check_voucher", "read_voucher", "sign_voucher", "voucher_digest",
+    "CONFIG_BYTES", "DOMAIN", "VOUCHER_BYTES", "ChannelConfig", "ChannelId", "SignedVoucher", "Voucher",
+    "channel_id", "check_voucher", "read_config", "read_voucher", "sign_voucher", "voucher_digest",
 ]  # fmt: skip
 
 ChannelId = NewType("ChannelId", bytes)
@@ -28,6 +29,9 @@ DOMAIN = b"x402 Batch Settlement"
 """Name of the EIP-712 domain of channel ids and vouchers, x402's own."""
 VOUCHER_BYTES = 32 + 16 + typed.SIGNATURE_BYTES
 """A signed voucher on the wire."""
+_PACKED = Struct(">20s20s20s20s20sQ32s")
+CONFIG_BYTES = _PACKED.size
+"""A channel's configuration on the wire."""
 _CONFIG = typed.type_hash(
     "ChannelConfig(address payer,address payerAuthorizer,address receiver,"
     "address receiverAuthorizer,address token,uint40 withdrawDelay,bytes32 salt)"
@@ -63,6 +67,21 @@ class ChannelConfig:
     def authorizer(self) -> Address:
         """Whose key must have signed the channel's vouchers."""
         return self.payer if self.payer_authorizer == NOBODY else self.payer_authorizer
+
+    @property
+    def packed(self) -> bytes:
+        """The fields in their order, big-endian."""
+        parties = (self.payer, self.payer_authorizer, self.receiver, self.receiver_authorizer)
+        return _PACKED.pack(*parties, self.token, self.withdraw_delay, self.salt)
+
+
+def read_config(packed: bytes) -> ChannelConfig:
+    """The inverse of `packed`.  Raises ValidationFailed."""
+    if len(packed) != CONFIG_BYTES:
+        raise ValidationFailed(f"A channel's configuration takes {CONFIG_BYTES} bytes, not {len(packed)}.")
+    *parties, delay, salt = _PACKED.unpack(packed)
+    payer, payer_key, receiver, receiver_key, token = map(Address, parties)
+    return ChannelConfig(payer, payer_key, receiver, receiver_key, token, delay, salt)
 
 
 @lru_cache(maxsize=4096)

@@ -16,16 +16,14 @@ from llmesh.core.channel import NOTHING, Deposit, ProviderBooks
 from llmesh.core.ids import AttemptId, PeerId, RequestId
 from llmesh.core.payer import PayerBooks
 from llmesh.core.receipt import SignedReceipt
-from llmesh.core.voucher import ChannelConfig, ChannelId, SignedVoucher
+from llmesh.core.voucher import ChannelConfig, ChannelId, SignedVoucher, read_config
 from llmesh.errors import Conflict
 from llmesh.journal.columns import (
     Side,
     pack_amount,
-    pack_config,
     pack_signed,
     read_amount,
     read_best,
-    read_config,
     read_last,
 )
 
@@ -105,7 +103,7 @@ class AddChannel:
             "INSERT INTO channel (side, id, peer, config, balance, claimed, withdrawing, charged, best, last,"
             " good, broken) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
-                row.side, row.id, row.peer, pack_config(row.config), *_pack_deposit(row.deposit),
+                row.side, row.id, row.peer, row.config.packed, *_pack_deposit(row.deposit),
                 pack_amount(row.charged), pack_signed(row.best), pack_signed(row.last), row.good, row.broken,
             ),
         )  # fmt: skip

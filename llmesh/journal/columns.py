@@ -8,26 +8,21 @@ an empty blob.  Times are seconds since 1970 (UTC).
 from __future__ import annotations
 
 from enum import StrEnum
-from struct import Struct
 
-from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.receipt import SignedReceipt, read_receipt
-from llmesh.core.voucher import ChannelConfig, SignedVoucher, read_voucher
+from llmesh.core.voucher import SignedVoucher, read_voucher
 
 __all__ = [
     "Side",
     "pack_amount",
-    "pack_config",
     "pack_signed",
     "read_amount",
     "read_best",
-    "read_config",
     "read_last",
 ]
 
 _WIDTH = 16
-_CONFIG = Struct(">20s20s20s20s20sQ32s")
 
 
 class Side(StrEnum):
@@ -45,33 +40,6 @@ def pack_amount(amount: Amount) -> bytes:
 def read_amount(column: bytes) -> Amount:
     """The amount of a column; the schema lets no other width in."""
     return Amount(int.from_bytes(column, "big"))
-
-
-def pack_config(config: ChannelConfig) -> bytes:
-    """The fields in their order, big-endian."""
-    return _CONFIG.pack(
-        config.payer,
-        config.payer_authorizer,
-        config.receiver,
-        config.receiver_authorizer,
-        config.token,
-        config.withdraw_delay,
-        config.salt,
-    )
-
-
-def read_config(column: bytes) -> ChannelConfig:
-    """The inverse of `pack_config`."""
-    payer, payer_key, receiver, receiver_key, token, delay, salt = _CONFIG.unpack(column)
-    return ChannelConfig(
-        Address(payer),
-        Address(payer_key),
-        Address(receiver),
-        Address(receiver_key),
-        Address(token),
-        delay,
-        salt,
-    )
 
 
 def pack_signed(signed: SignedVoucher | SignedReceipt | None) -> bytes:

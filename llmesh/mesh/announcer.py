@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ from llmesh.core.announcement import (
     SignedAnnouncement,
     sign_announcement,
 )
+from llmesh.core.credentials import Credentials
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.peering import Pace
 from llmesh.errors import InsufficientStake, ValidationFailed
@@ -49,13 +50,15 @@ _Key: TypeAlias = tuple[ModelId, str, str]
 class Author:
     """Who announces: `sign` is Ed25519 under the announcement's domain, `addresses` where to dial now.
 
-    `next_sequence` gives a number above all that it gave before, over restarts too.
+    `next_sequence` gives a number above all that it gave before, over restarts too; `credentials` are those
+    of its account.
     """
 
     peer_id: PeerId
     sign: Callable[[bytes], bytes]
     next_sequence: Callable[[], int]
     addresses: Callable[[], tuple[str, ...]]
+    credentials: Credentials
 
 
 class Announcer:
@@ -148,12 +151,17 @@ class Announcer:
             peer_id=self._author.peer_id,
             sequence=max(self._author.next_sequence(), self._held_sequence() + 1),
             addresses=self._addresses(),
-            offers=tuple(offers.values()),
+            offers=tuple(self._priced(offer, now) for offer in offers.values()),
             stake=stake,
             issued_at=now,
             expires_at=now + int(LIVES * self._period() if offers else self._left(now)),
+            account=self._author.credentials.binding(now),
         )
         return sign_announcement(announcement, self._author.sign, now=now)
+
+    def _priced(self, offer: Offer, now: int) -> Offer:
+        """The offer with its terms, where it costs something."""
+        return replace(offer, terms=self._author.credentials.terms(offer, now)) if offer.fee else offer
 
     def _publish(self, record: SignedAnnouncement) -> None:
         """Now, or as soon as the pace allows."""

@@ -35,7 +35,7 @@ Raises ValidationFailed for a bad one."""
 
 EAGER = 3
 """Peers that get a record unasked."""
-SMALL = 1024
+SMALL = 1536
 """Bytes of payload up to which a record is sent unasked."""
 BURST, PERIOD = 10, 10.0
 """Changes of one provider that are passed on at once, and seconds for each further one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -17,11 +17,13 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import MAX_VARIANT, Offer
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
 from llmesh.core.model import Card
 from llmesh.core.pricing import FREE, charge, check_quote
+from llmesh.core.receipt import NO_CHARGE
 from llmesh.core.reference import model_name, model_version
 from llmesh.errors import Conflict, ModelFailed, ModelNotFound, RequestTimeout
+from llmesh.mesh.till import Till
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.runtime import Runtime
 
@@ -35,16 +37,17 @@ class _Job:
     """An attempt with the offer as it stood when it came; a new fee is for those that come later."""
 
     attempt: Attempt
-    consumer: PeerId
+    consumer: Consumer
     offer: Offer
 
 
 class Provider:
     """Serves attempts at this node's models; `peer_id` is this node's."""
 
-    def __init__(self, peer_id: PeerId, runtime: Runtime, limits: Limits = _DEFAULT) -> None:
+    def __init__(self, peer_id: PeerId, runtime: Runtime, till: Till, limits: Limits = _DEFAULT) -> None:
         self.peer_id = peer_id
         self._runtime = runtime
+        self._till = till
         self._offers: dict[ModelId, Offer] = {}
         self._bundles: dict[ModelId, Bundle] = {}
         self._admission = Admission(limits, peer_id)
@@ -90,7 +93,7 @@ class Provider:
         await self._runtime.unload(model)
 
     @asynccontextmanager
-    async def serve(self, attempt: Attempt, consumer: PeerId) -> AsyncGenerator[AsyncIterator[Event]]:
+    async def serve(self, attempt: Attempt, consumer: Consumer) -> AsyncGenerator[AsyncIterator[Event]]:
         """Run an attempt; the block gets Accepted, chunks and Completed, in this order.
 
         Entering means accepted.  Raises ModelNotFound (also where the fee is above the quote),
@@ -103,7 +106,7 @@ class Provider:
         offer = self._offers.get(attempt.model_id)
         if offer is None:
             raise _not_here(attempt.model_id)
-        if consumer != self.peer_id:
+        if consumer.peer_id != self.peer_id:
             check_quote(offer, attempt.quote)
         job = _Job(attempt, consumer, offer)
         with self._place(job) as accepted, self._limited(attempt):
@@ -117,23 +120,26 @@ class Provider:
         self, job: _Job, accepted: Accepted, pieces: AsyncIterator[Chunk | Usage]
     ) -> AsyncGenerator[Event]:
         yield accepted
-        chunks, usage = 0, Usage()
+        chunks: list[Chunk] = []
+        usage = Usage()
         async for piece in pieces:
             if isinstance(piece, Usage):
                 usage = piece
                 continue
-            if piece.index != chunks:
-                raise ModelFailed(f"The worker gave chunk {piece.index} where {chunks} was due.")
-            chunks += 1
+            if piece.index != len(chunks):
+                raise ModelFailed(f"The worker gave chunk {piece.index} where {len(chunks)} was due.")
+            chunks.append(piece)
             yield piece
-        own = job.consumer == self.peer_id
-        yield Completed(usage, FREE if own else charge(job.offer, chunks))
+        own = job.consumer.peer_id == self.peer_id
+        fee = FREE if own else charge(job.offer, len(chunks))
+        cost = replace(NO_CHARGE, price=fee, cumulative=fee)
+        yield Completed(usage, self._till.receipt(job.attempt, job.offer, chunks, cost))
 
     @contextmanager
     def _place(self, job: _Job) -> Iterator[Accepted]:
         """Hold one of the places; what it was like on arrival is the Accepted to send."""
         accepted = Accepted(self._admission.running, self._admission.load)
-        place = self._admission.admit(job.consumer, size_of(job.attempt.input))
+        place = self._admission.admit(job.consumer.peer_id, size_of(job.attempt.input))
         since = trio.current_time()
         try:
             yield accepted

@@ -15,10 +15,9 @@ from typing import TypeAlias
 
 import trio
 
-from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import Attempt, Chunk, InferenceRequest, Result, Skipped
+from llmesh.core.inference import Attempt, Chunk, Consumer, InferenceRequest, Result, Skipped, output_of
 from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.verdict import Failure, named_once, tried, verdict
 from llmesh.core.wishes import Wishes
@@ -283,7 +282,7 @@ class Router:
     ) -> AsyncGenerator[AsyncIterator[Event]]:
         if candidate.peer_id == self._provider.peer_id:
             window.deadline = math.inf  # we are here; only the caller's time is the limit
-            async with self._provider.serve(attempt, candidate.peer_id) as events:
+            async with self._provider.serve(attempt, Consumer(candidate.peer_id)) as events:
                 yield events
         else:
             session = await self._sessions.to(candidate.peer_id, candidate.addresses)
@@ -304,13 +303,14 @@ class Router:
             request_id=attempt.request_id,
             model=candidate.offer.card.name,
             model_id=attempt.model_id,
-            output=_output(chunks),
+            output=output_of(chunks),
             fee=event.fee,
             provider=candidate.peer_id,
             latency_ms=(now - run.started) * 1000,
             usage=event.usage,
             attempts=attempt.number,
             skipped=run.skipped,
+            receipt=event.receipt,
         )
 
     # --- what is learnt -------------------------------------------------------------------------
@@ -353,13 +353,6 @@ def _alone() -> Iterator[None]:
             raise
         only = group.exceptions[0]
         raise only from only.__cause__
-
-
-def _output(chunks: Sequence[Chunk]) -> dict[str, Value]:
-    """All named values, the latest of each name, and the pieces of text put together as `text`."""
-    output = {name: value for chunk in chunks for name, value in chunk.values.items()}
-    text = "".join(chunk.text for chunk in chunks)
-    return {**output, "text": text} if text else output
 
 
 def _too_late(run: _Run) -> RequestTimeout:

@@ -12,7 +12,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import Offer
 from llmesh.core.exchange import Completed, Event
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import Attempt, InferenceRequest, Result
+from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result
 from llmesh.errors import MeshError
 from llmesh.mesh.events import Events, InferenceEnded, ModelAnnounced, ModelChange, Served
 from llmesh.mesh.provider import Provider
@@ -56,7 +56,7 @@ def seen(events: Events, provider: Provider) -> Serve:
     """The provider's `serve` for peers: tells each attempt's end, unless the peer cuts it."""
 
     @asynccontextmanager
-    async def served(attempt: Attempt, consumer: PeerId) -> AsyncGenerator[AsyncIterator[Event]]:
+    async def served(attempt: Attempt, consumer: Consumer) -> AsyncGenerator[AsyncIterator[Event]]:
         since = trio.current_time()
         try:
             async with (

@@ -37,18 +37,25 @@ class Call:
 
     One task sends and one task receives, which may be the same.  Cancelling either loses nothing
     that was whole: an unfinished message goes on arriving.  `timeout` (seconds) is what the opener
-    gave for the whole call; None means no limit.
+    gave for the whole call; None means no limit.  `session` is the number of its session.
     """
 
     __slots__ = (
         "_arrival", "_budget", "_deaf", "_failure", "_held", "_inbox", "_incoming", "_mute", "_outgoing",
-        "_parts", "_sender", "_size", "_turn", "id", "peer_id", "protocol", "timeout",
+        "_parts", "_sender", "_size", "_turn", "id", "peer_id", "protocol", "session", "timeout",
     )  # fmt: skip
 
     def __init__(
-        self, peer: PeerId, protocol: str, timeout: float | None, sender: Sender, budget: Budget
+        self,
+        peer: PeerId,
+        session: int,
+        protocol: str,
+        timeout: float | None,
+        sender: Sender,
+        budget: Budget,
     ) -> None:
         self.peer_id = peer
+        self.session = session
         self.protocol = protocol
         self.timeout = timeout
         self.id = 0

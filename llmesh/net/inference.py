@@ -15,7 +15,7 @@ import trio
 
 from llmesh.core.exchange import Completed, Event, Exchange, Failed, Request, Role
 from llmesh.core.ids import PeerId
-from llmesh.core.inference import Attempt
+from llmesh.core.inference import Attempt, Consumer
 from llmesh.errors import MeshError, ModelFailed, TooLarge, ValidationFailed
 from llmesh.net.call import Call, Handler
 from llmesh.net.session import Session
@@ -27,7 +27,7 @@ PROTOCOL = "/llmesh/inference/1.0.0"
 MAX_ANSWER = 64 << 20
 """The most bytes that the chunks of one answer may take together."""
 
-Serve: TypeAlias = Callable[[Attempt, PeerId], AbstractAsyncContextManager[AsyncIterator[Event]]]
+Serve: TypeAlias = Callable[[Attempt, Consumer], AbstractAsyncContextManager[AsyncIterator[Event]]]
 """Serves an attempt of a consumer; leaving the block early stops the work."""
 
 
@@ -57,7 +57,7 @@ def handler(serve: Serve) -> Handler:
         attempt = decode_request(message, timeout)
         exchange = Exchange(Role.PROVIDER, call.peer_id)
         exchange.receive(Request(attempt))
-        async with serve(attempt, call.peer_id) as events:
+        async with serve(attempt, Consumer(call.peer_id, call.session)) as events:
             async for event in events:
                 exchange.send(event)
                 await call.send(_encode(event))

@@ -7,6 +7,7 @@ the session, with one line in the log, and nothing else.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -38,12 +39,14 @@ CLOSING = 2.0
 MAX_ID = (1 << 32) - 1
 FIRST_PAYLOAD = 8 << 10
 """Bytes of the first message that travel in OPEN: few, so that OPENs leave in the order of their ids."""
+_NUMBERS = itertools.count(1)
 
 
 class Session:
     """One peer pair, many calls.
 
-    `hello` is what the peer said first and `round_trip` the seconds that the last ping took.
+    `hello` is what the peer said first and `round_trip` the seconds that the last ping took; `number`
+    is higher than that of every session made before.
     """
 
     hello: Hello
@@ -62,6 +65,7 @@ class Session:
         self.peer_id = link.peer_id
         self.remote_address = link.remote_address
         self.initiator = link.initiator
+        self.number = next(_NUMBERS)
         self.round_trip: float | None = None
         self._link = link
         self._sender = Sender(link)
@@ -300,7 +304,7 @@ class Session:
             self._asked_at = None
 
     def _new_call(self, protocol: str, timeout: float | None) -> Call:
-        return Call(self.peer_id, protocol, timeout, self._sender, self._budget)
+        return Call(self.peer_id, self.number, protocol, timeout, self._sender, self._budget)
 
 
 class _Opening:

@@ -15,12 +15,16 @@ import trio
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
 from llmesh import crypto
+from llmesh.core import binding
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import DOMAIN, read_packed
+from llmesh.core.credentials import Credentials
 from llmesh.core.directory import Bounds
 from llmesh.core.exchange import Event
 from llmesh.core.ids import PeerId
-from llmesh.core.inference import Attempt
+from llmesh.core.inference import Attempt, Consumer
+from llmesh.core.signer import Signer
+from llmesh.core.typed import Chain
 from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
 from llmesh.errors import MeshError, TooLarge, ValidationFailed
 from llmesh.gateway.keys import open_keys
@@ -40,6 +44,7 @@ from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router
 from llmesh.mesh.seeder import open_seeder
 from llmesh.mesh.teller import Teller
+from llmesh.mesh.till import Till
 from llmesh.mesh.witness import seen
 from llmesh.net import artifact, inference, reachability
 from llmesh.net import ledger as swarm_ledger
@@ -57,7 +62,7 @@ from llmesh.node.joining import contacts
 from llmesh.node.owner import owner_socket
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
-from llmesh.node.swarm import Swarm, account_signer, announce_stake, binder, open_log, take_part
+from llmesh.node.swarm import Swarm, account_signer, announce_stake, open_log, take_part
 from llmesh.node.values import Deployment
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import WorkerSettings
@@ -170,7 +175,9 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         )
         ledger = log if log.issuer else Follower(log, members)
         swarm = Swarm(signer, log, ledger, Teller(ledger, journal, signer, time.time))
-        provider = Provider(host.peer_id, runtime)
+        credentials = _credentials(home, signer, log.chain)
+        issuing = Issuing(log, lambda: credentials.binding(time.time()))
+        provider = Provider(host.peer_id, runtime, Till(credentials, time.time))
         with suppress(TooLarge):  # the quota may be less than it was; what is over it now stays
             await store.make_room(0)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
@@ -179,7 +186,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             reachability.PROTOCOL: reachability.handler(
                 lambda peer, asked: dial_backs.dial_back(peer, asked)
             ),
-            swarm_ledger.PROTOCOL: swarm_ledger.handler(Issuing(log, binder(home, signer, log)).serve),
+            swarm_ledger.PROTOCOL: swarm_ledger.handler(issuing.serve),
         }
         async with (
             open_seeder(provider.bundle) as seeder,
@@ -200,7 +207,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 swarm=swarm,
                 discovery=discovery,
                 provider=provider,
-                announcer=_announcer(home, host, discovery, log),
+                announcer=_announcer(home, host, discovery, log, credentials),
                 router=Router(provider, discovery.sessions, discovery, reputation),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
                 runtime=runtime,
@@ -275,12 +282,19 @@ def _members(home: Home, discovery: Discovery) -> list[PeerAddress]:
     return known
 
 
-def _announcer(home: Home, host: Host, discovery: Discovery, log: LogLedger) -> Announcer:
+def _credentials(home: Home, signer: Signer, chain: Chain) -> Credentials:
+    return Credentials(home.peer_id, chain, signer, partial(crypto.sign, home.seed, binding.DOMAIN))
+
+
+def _announcer(
+    home: Home, host: Host, discovery: Discovery, log: LogLedger, credentials: Credentials
+) -> Announcer:
     author = Author(
         host.peer_id,
         sign=partial(crypto.sign, home.seed, DOMAIN),
         next_sequence=home.next_sequence,
         addresses=lambda: host.addresses,
+        credentials=credentials,
     )
     return Announcer(author, discovery, stake=_NOTHING, min_stake=log.min_stake)
 
@@ -306,7 +320,7 @@ def _while_open(drain: Drain, serve: inference.Serve) -> inference.Serve:
     """Serve peers until the node shuts down."""
 
     @asynccontextmanager
-    async def served(attempt: Attempt, consumer: PeerId) -> AsyncIterator[AsyncIterator[Event]]:
+    async def served(attempt: Attempt, consumer: Consumer) -> AsyncIterator[AsyncIterator[Event]]:
         with drain.entered():
             async with serve(attempt, consumer) as events:
                 yield events

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs
 from llmesh import crypto
 from llmesh.core.address import Address, address_text
 from llmesh.core.amount import Amount
-from llmesh.core.binding import DOMAIN, KeyBinding, SignedBinding, bind
 from llmesh.core.genesis import Genesis, SignedGenesis, sign_genesis
 from llmesh.core.invite import MAX_ADDRESSES, Credit, Invite, SignedCredit, invite_text, sign_credit
 from llmesh.core.operations import Bond, Redeem
@@ -44,7 +43,7 @@ from llmesh.node.faults import StartRefused
 from llmesh.node.home import ACCOUNT, LEDGER, Home
 from llmesh.node.joining import join
 
-__all__ = ["LIFETIME", "Swarm", "account_signer", "announce_stake", "binder", "open_log", "take_part"]
+__all__ = ["LIFETIME", "Swarm", "account_signer", "announce_stake", "open_log", "take_part"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +51,6 @@ ALLOCATION = Amount.parse(1_000_000)
 """What a lone node has at first."""
 UNBONDING = 7 * 86_400
 """Seconds until a stake is free again."""
-BOUND = 86_400
-"""Seconds for which the issuer's introduction is good."""
 AGAIN = 30.0
 """Seconds between tries while the ledger is out of reach."""
 LIFETIME = 7 * 86_400.0
@@ -86,16 +83,6 @@ async def open_log(
     sign = signer.sign if genesis.genesis.issuer == signer.address else None
     async with open_local_ledger(path, genesis, sign) as log:
         yield log
-
-
-def binder(home: Home, signer: Signer, log: LogLedger) -> Callable[[], SignedBinding]:
-    """What binds this node's two keys on its ledger, for a day from now."""
-
-    def bound() -> SignedBinding:
-        unsigned = KeyBinding(home.peer_id, signer.address, log.chain, int(time.time()) + BOUND)
-        return bind(unsigned, lambda record: crypto.sign(home.seed, DOMAIN, record), signer.sign)
-
-    return bound
 
 
 @dataclass(frozen=True, slots=True)

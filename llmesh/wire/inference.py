@@ -19,6 +19,9 @@ from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, RequestId
 from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.payment import Payment
+from llmesh.core.receipt import read_receipt
+from llmesh.core.voucher import ChannelId, read_voucher
 from llmesh.errors import ValidationFailed
 from llmesh.wire import inference_pb2 as pb
 
@@ -45,6 +48,8 @@ def encode_request(attempt: Attempt) -> bytes:
         model_id=bytes.fromhex(attempt.model_id),
         quote=_amount_bytes(attempt.quote),
     )
+    if attempt.payment is not None:
+        _encode_payment(attempt.payment, message)
     with _travelling():
         _encode_values(attempt.input, message.input)
     return message.SerializeToString()
@@ -62,6 +67,7 @@ def decode_request(data: bytes, timeout: float) -> Attempt:
         input=_decode_values(message.input),
         quote=_amount(message.quote),
         timeout=timeout,
+        payment=_decode_payment(message),
     )
 
 
@@ -92,7 +98,7 @@ def decode_event(data: bytes) -> Event:
     if kind == "completed":
         done = message.completed
         usage = Usage(done.input_tokens, done.output_tokens, done.compute_us / 1000)
-        return Completed(usage, _amount(done.fee))
+        return Completed(usage, read_receipt(done.receipt))
     raise ValidationFailed("A message of the inference protocol is of no known kind.")
 
 
@@ -101,8 +107,22 @@ def _encode_completed(event: Completed) -> pb.Completed:
         input_tokens=event.usage.input_tokens,
         output_tokens=event.usage.output_tokens,
         compute_us=round(event.usage.compute_ms * 1000),
-        fee=_amount_bytes(event.fee),
+        receipt=event.receipt.packed,
     )
+
+
+def _encode_payment(payment: Payment, message: pb.Request) -> None:
+    message.channel, message.offer = payment.channel, payment.offer
+    message.voucher = payment.voucher.packed if payment.voucher else b""
+
+
+def _decode_payment(message: pb.Request) -> Payment | None:
+    if not (message.channel or message.voucher or message.offer):
+        return None
+    if len(message.channel) != 32 or len(message.offer) != 32:
+        raise ValidationFailed("A payment names its channel and its offer by 32 bytes each.")
+    voucher = read_voucher(message.voucher) if message.voucher else None
+    return Payment(ChannelId(message.channel), message.offer, voucher)
 
 
 @contextmanager

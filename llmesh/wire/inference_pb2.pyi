@@ -27,7 +27,7 @@ class Value(_message.Message):
     def __init__(self, text: _Optional[str] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., json: _Optional[bytes] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "attempt", "model_id", "input", "quote")
+    __slots__ = ("request_id", "attempt", "model_id", "input", "quote", "channel", "voucher", "offer")
     class InputEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -40,12 +40,18 @@ class Request(_message.Message):
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     QUOTE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    VOUCHER_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     attempt: int
     model_id: bytes
     input: _containers.MessageMap[str, Value]
     quote: bytes
-    def __init__(self, request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., model_id: _Optional[bytes] = ..., input: _Optional[_Mapping[str, Value]] = ..., quote: _Optional[bytes] = ...) -> None: ...
+    channel: bytes
+    voucher: bytes
+    offer: bytes
+    def __init__(self, request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., model_id: _Optional[bytes] = ..., input: _Optional[_Mapping[str, Value]] = ..., quote: _Optional[bytes] = ..., channel: _Optional[bytes] = ..., voucher: _Optional[bytes] = ..., offer: _Optional[bytes] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("queued", "load_permille")
@@ -75,16 +81,16 @@ class Chunk(_message.Message):
     def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., values: _Optional[_Mapping[str, Value]] = ...) -> None: ...
 
 class Completed(_message.Message):
-    __slots__ = ("input_tokens", "output_tokens", "compute_us", "fee")
+    __slots__ = ("input_tokens", "output_tokens", "compute_us", "receipt")
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
-    FEE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     input_tokens: int
     output_tokens: int
     compute_us: int
-    fee: bytes
-    def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., compute_us: _Optional[int] = ..., fee: _Optional[bytes] = ...) -> None: ...
+    receipt: bytes
+    def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., compute_us: _Optional[int] = ..., receipt: _Optional[bytes] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("accepted", "chunk", "completed")

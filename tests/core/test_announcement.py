@@ -29,6 +29,7 @@ from llmesh.core.encoding import Json, canonical_json
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
 from llmesh.errors import ValidationFailed
+from tests.mesh.people import credentials, peer, seed
 
 NOW = 1_700_000_000
 SEED, OTHER_SEED = b"1" * 32, b"2" * 32
@@ -210,3 +211,26 @@ def test_an_offer_names_its_variant_and_execution() -> None:
     offer = replace(OFFER, variant="onnx/model_q4.onnx", execution="int4")
     signed = sign_announcement(replace(GOOD, offers=(offer,)), sign, now=NOW)
     assert read_announcement(signed.payload, signed.signature, now=NOW).announcement.offers == (offer,)
+
+
+def test_an_account_and_terms_read_back_and_are_of_the_author() -> None:
+    ann = credentials("ann")
+    offer = replace(OFFER, terms=ann.terms(OFFER, NOW))
+    said = replace(GOOD, peer_id=peer("ann"), account=ann.binding(NOW), offers=(offer,))
+    record = sign_announcement(said, lambda payload: crypto.sign(seed("ann"), DOMAIN, payload), now=NOW)
+    read = read_packed(record.packed, now=NOW).announcement
+    assert (read, read.offers[0].terms) == (said, offer.terms)
+    with pytest.raises(ValidationFailed, match="account of another"):
+        sign_announcement(replace(GOOD, account=ann.binding(NOW)), sign, now=NOW)
+
+
+@pytest.mark.parametrize("account", ["", "ab", "zz" * 217, "00" * 217, 7])
+def test_an_account_that_is_none_is_refused(account: Json) -> None:
+    with pytest.raises(ValidationFailed):
+        read_announcement(*resigned(account=account), now=NOW)
+
+
+@pytest.mark.parametrize("terms", ["", "ab" * 185, 7])
+def test_terms_that_are_none_are_refused(terms: Json) -> None:
+    with pytest.raises(ValidationFailed):
+        read_announcement(*with_offer(terms=terms), now=NOW)

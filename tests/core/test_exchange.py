@@ -25,10 +25,11 @@ from llmesh.core.exchange import (
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Attempt, Chunk, Usage
 from llmesh.errors import NodeBusy, ValidationFailed
+from tests.core.receipts import costing
 
 PEER = PeerId("12D3KooW" + "x" * 44)
 ATTEMPT = Attempt(RequestId("0" * 32), 1, ModelId("a" * 64), {"text": "hi"}, Amount(100), 5.0)
-DONE = Completed(Usage(), Amount(100))
+DONE = Completed(Usage(), costing(100))
 OPENING: list[Message] = [Request(ATTEMPT), Accepted(), Chunk(0)]
 EVERY: list[Message] = [*OPENING, Chunk(1), DONE, Failed(NodeBusy("full")), Cancel()]
 
@@ -73,7 +74,7 @@ def test_it_may_end_at_any_point(after: int, end: Message) -> None:
         ([Request(ATTEMPT), Accepted()], Chunk(1)),
         (OPENING, Chunk(0)),
         (OPENING, Chunk(2)),
-        (OPENING, Completed(Usage(), Amount(101))),
+        (OPENING, Completed(Usage(), costing(101))),
         ([*OPENING, DONE], Chunk(1)),
         ([*OPENING, DONE], DONE),
         ([*OPENING, DONE], Failed(NodeBusy("full"))),

@@ -29,7 +29,7 @@ from llmesh.journal.channels import (
     find_channel,
     reservations,
 )
-from llmesh.journal.columns import Side, pack_amount, pack_config, read_amount, read_config
+from llmesh.journal.columns import Side, pack_amount, read_amount
 from llmesh.journal.open import Journal, open_journal
 from llmesh.journal.receipts import find_receipt
 from llmesh.journal.schema import migrate
@@ -46,10 +46,6 @@ def test_amounts_are_exact_and_sort_as_numbers(one: int, other: int) -> None:
     low, high = pack_amount(Amount(one)), pack_amount(Amount(other))
     assert read_amount(low) == Amount(one)
     assert (low < high) == (one < other)
-
-
-def test_a_config_comes_back(rows: Rows) -> None:
-    assert read_config(pack_config(rows.config)) == rows.config
 
 
 async def the_channel(journal: Journal, rows: Rows, side: Side = Side.PROVIDER) -> object:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from llmesh.core.admission import Limits
 from llmesh.core.amount import Amount
@@ -18,12 +19,19 @@ from llmesh.core.reference import ModelRef
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router, RouterSettings
+from llmesh.mesh.till import Till
 from llmesh.net.call import Handler
 from llmesh.net.inference import PROTOCOL, handler
 from llmesh.net.memory import MemoryHost, MemoryNetwork
 from llmesh.net.sessions import Sessions, open_sessions
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.echo import EchoRuntime
+from tests.mesh.people import START, credentials
+
+
+def clock() -> float:
+    """Seconds since 1970 that follow trio's clock."""
+    return START + trio.current_time()
 
 
 class Board:
@@ -97,8 +105,9 @@ class Mesh:
         answer: Handler | None = None,
     ) -> Node:
         """A node that is up; `answer` is a rude one in place of its provider's."""
-        peer, runtime = PeerId(name), runtime or EchoRuntime()
-        provider = Provider(peer, runtime, limits or Limits())
+        runtime, own = runtime or EchoRuntime(), credentials(name)
+        peer = own.node
+        provider = Provider(peer, runtime, Till(own, clock), limits or Limits())
         host = await self._stack.enter_async_context(self.network.host(peer))
         handlers = {PROTOCOL: answer or handler(provider.serve)}
         sessions = await self._stack.enter_async_context(open_sessions(host, handlers))

@@ -12,13 +12,14 @@ import trio
 from trio.testing import MockClock
 
 from llmesh.core.admission import Admission
-from llmesh.core.ids import PeerId, RequestId
+from llmesh.core.ids import RequestId
 from llmesh.core.inference import InferenceRequest
 from llmesh.core.reference import ModelRef
 from llmesh.errors import ModelFailed
 from llmesh.net.call import Call
 from llmesh.net.session import Session
 from llmesh.runtime.echo import EchoRuntime
+from tests.mesh.people import peer
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh, Node
@@ -94,7 +95,7 @@ async def try_one(open_mesh: OpenMesh, play: Play, steps: int, helper: str) -> b
             await (await mesh.add("cat", answer=refuse)).deploy("senti", "a", fee="0.1")
         elif helper == "frozen":
             await (await mesh.add("cat")).deploy("senti", "a", fee="0.1")
-            mesh.network.freeze(PeerId("cat"))
+            mesh.network.freeze(peer("cat"))
         met = await cancelled(ann, play, steps)
         await check_nothing_is_left(ann, bob)
         again = await ann.router.infer(request(2))

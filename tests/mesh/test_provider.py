@@ -12,8 +12,8 @@ from llmesh.core.admission import Limits
 from llmesh.core.amount import Amount
 from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
-from llmesh.core.ids import ModelId, PeerId, RequestId
-from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.ids import ModelId, RequestId
+from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
 from llmesh.core.model import Card
 from llmesh.errors import (
     Conflict,
@@ -25,10 +25,12 @@ from llmesh.errors import (
     ValidationFailed,
 )
 from llmesh.mesh.provider import Provider
+from llmesh.mesh.till import Till
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.echo import EchoRuntime
+from tests.mesh.people import START, credentials, peer
 
-ME, ANN, BOB = PeerId("me"), PeerId("ann"), PeerId("bob")
+ME, ANN, BOB = (Consumer(peer(name)) for name in ("me", "ann", "bob"))
 FEE = Amount.parse("0.1")
 MODEL, OTHER = ModelId("a" * 64), ModelId("b" * 64)
 
@@ -47,15 +49,24 @@ def attempt(
     return Attempt(RequestId(request * 32), 1, model, {"text": text}, quote, timeout)
 
 
+def provider_of(runtime: EchoRuntime, limits: Limits) -> Provider:
+    return Provider(ME.peer_id, runtime, Till(credentials("me"), lambda: START), limits)
+
+
 async def deployed(runtime: EchoRuntime | None = None, limits: Limits | None = None) -> Provider:
-    provider = Provider(ME, runtime or EchoRuntime(), limits or Limits())
+    provider = provider_of(runtime or EchoRuntime(), limits or Limits())
     await provider.deploy(bundle(), Card("senti"), FEE)
     return provider
 
 
-async def served(provider: Provider, asked: Attempt, consumer: PeerId = ANN) -> list[Event]:
+async def served(provider: Provider, asked: Attempt, consumer: Consumer = ANN) -> list[Event]:
     async with provider.serve(asked, consumer) as events:
         return [event async for event in events]
+
+
+def told(event: Event) -> tuple[Usage, Amount]:
+    assert isinstance(event, Completed)
+    return event.usage, event.fee
 
 
 async def test_an_attempt_is_served_and_its_fee_told() -> None:
@@ -66,7 +77,7 @@ async def test_an_attempt_is_served_and_its_fee_told() -> None:
             Chunk(0, "good "),
             Chunk(1, "day", values={"text": "good day"}),
         )
-        assert await anext(events) == Completed(Usage(2, 2, 0.0), FEE)
+        assert told(await anext(events)) == (Usage(2, 2, 0.0), FEE)
     assert provider.running == 0
 
 
@@ -212,7 +223,8 @@ class OddRuntime(EchoRuntime):
 
 async def test_nothing_delivered_nothing_charged() -> None:
     provider = await deployed(OddRuntime(Usage(5)))
-    assert await served(provider, attempt()) == [Accepted(), Completed(Usage(5), Amount(0))]
+    accepted, completed = await served(provider, attempt())
+    assert (accepted, told(completed)) == (Accepted(), (Usage(5), Amount(0)))
 
 
 async def test_a_worker_that_miscounts_has_failed() -> None:
@@ -266,7 +278,7 @@ async def test_a_cancelled_deploy_offers_nothing(autojump_clock: MockClock) -> N
             await trio.sleep(10)
             return await super().load(bundle)
 
-    provider = Provider(ME, SlowToLoad())
+    provider = provider_of(SlowToLoad(), Limits())
     with trio.move_on_after(1):
         await provider.deploy(bundle(), Card("senti"), FEE)
     assert provider.offers == ()

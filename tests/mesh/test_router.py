@@ -33,12 +33,15 @@ from llmesh.mesh.router import RouterSettings, Streamed
 from llmesh.net.call import Call, Handler
 from llmesh.runtime.echo import EchoRuntime
 from llmesh.wire.inference import encode_event
+from tests.core.receipts import costing
+from tests.mesh.people import peer
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh, Node
 
 OpenMesh: TypeAlias = "Callable[[], AbstractAsyncContextManager[Mesh]]"
 A, B = "a" * 64, "b" * 64
+ANN, BOB, CAT, DAN, EVE, GHOST = map(peer, ("ann", "bob", "cat", "dan", "eve", "ghost"))
 numbers = count(1)
 
 
@@ -89,9 +92,10 @@ async def test_a_peer_answers_and_is_paid(open_mesh: OpenMesh, autojump_clock: M
             model_id=bob.provider.offers[0].model_id,
             output={"text": "good day"},
             fee=Amount.parse("0.1"),
-            provider=PeerId("bob"),
+            provider=BOB,
             latency_ms=pytest.approx(500),  # type: ignore[arg-type]
             usage=Usage(2, 2, 0.0),
+            receipt=result.receipt,
         )
 
 
@@ -104,14 +108,14 @@ async def test_the_answer_says_who_was_passed_over(open_mesh: OpenMesh) -> None:
         )
         await (await mesh.add("dan")).deploy("senti", "a", fee="3")
         await (await mesh.add("eve")).deploy("senti", "a")
-        wishes = Wishes(deny=frozenset({PeerId("eve")}))
+        wishes = Wishes(deny=frozenset({EVE}))
         plan = await ann.router.plan(request(max_fee="1"), wishes)
-        assert [c.peer_id for c in plan.candidates] == ["cat", "bob"]
-        assert [(s.peer_id, s.code) for s in plan.skipped] == [("eve", 1001), ("dan", 1001)]
+        assert [c.peer_id for c in plan.candidates] == [CAT, BOB]
+        assert [(s.peer_id, s.code) for s in plan.skipped] == [(EVE, 1001), (DAN, 1001)]
         assert ann.sessions.live() == []  # nothing was run
         result = await ann.router.infer(request(max_fee="1"), wishes)
-        assert (result.provider, result.attempts) == ("bob", 2)
-        assert [(s.peer_id, s.code) for s in result.skipped] == [("eve", 1001), ("dan", 1001), ("cat", 2003)]
+        assert (result.provider, result.attempts) == (BOB, 2)
+        assert [(s.peer_id, s.code) for s in result.skipped] == [(EVE, 1001), (DAN, 1001), (CAT, 2003)]
 
 
 @pytest.mark.parametrize("timeout", [0, 1e9])
@@ -128,7 +132,7 @@ async def test_own_models_answer_without_money_or_network(open_mesh: OpenMesh) -
         await ann.deploy("senti", "a", fee="5")
         await bob.deploy("senti", "a", fee="1")
         result = await ann.router.infer(request(max_fee="0"))
-        assert (result.provider, result.fee) == ("ann", Amount(0))
+        assert (result.provider, result.fee) == (ANN, Amount(0))
         assert ann.sessions.live() == []
 
 
@@ -145,7 +149,7 @@ async def test_a_stream_gives_accepted_chunks_and_the_result(open_mesh: OpenMesh
             ]
             assert isinstance(result, Result)
             assert result.output == {"text": "good day"}
-            assert result.provider == "bob"
+            assert result.provider == BOB
 
 
 async def test_a_name_unknown_here_is_searched_for_once(open_mesh: OpenMesh) -> None:
@@ -153,7 +157,7 @@ async def test_a_name_unknown_here_is_searched_for_once(open_mesh: OpenMesh) -> 
         ann, bob = await mesh.add("ann"), await mesh.add("bob")
         await bob.deploy("senti", "a")
         bob.hide()
-        assert (await ann.router.infer(request())).provider == "bob"
+        assert (await ann.router.infer(request())).provider == BOB
         await ann.router.infer(request())
         assert mesh.board.searches == 1
 
@@ -195,10 +199,10 @@ async def test_two_models_of_one_name_never_cross(open_mesh: OpenMesh) -> None:
                     nursery.start_soon(one, model)
         asked = {(model, result.model_id, result.provider) for model, result in answers}
         assert asked == {
-            ("senti", B, "cat"),
-            (f"senti@{A}", A, "bob"),
-            (f"senti@{B}", B, "cat"),
-            (A, A, "bob"),
+            ("senti", B, CAT),
+            (f"senti@{A}", A, BOB),
+            (f"senti@{B}", B, CAT),
+            (A, A, BOB),
         }
 
 
@@ -225,10 +229,10 @@ async def test_the_name_before_a_pin_must_be_the_models(open_mesh: OpenMesh) -> 
         with pytest.raises(ModelNotFound, match=f"No valid offer of senti@{B} is known, here"):
             await ann.router.infer(request(f"senti@{B}"))
         for pin, name, provider in (
-            (f"senti@{A}", "senti", "bob"),
-            (f"senti:1.0.0@{A}", "senti", "bob"),
-            (f"mood:2.0.0@{A}", "mood", "cat"),
-            (A, "mood", "cat"),
+            (f"senti@{A}", "senti", BOB),
+            (f"senti:1.0.0@{A}", "senti", BOB),
+            (f"mood:2.0.0@{A}", "mood", CAT),
+            (A, "mood", CAT),
         ):
             result = await ann.router.infer(request(pin))
             assert (result.model, result.provider) == (name, provider)
@@ -242,7 +246,7 @@ async def test_stake_of_nobody_does_not_take_a_name_for_good(
         ghost = await mesh.add("ghost", stake=10**9)
         await bob.deploy("senti", "a")
         await ghost.deploy("senti", "b")
-        mesh.network.kill(PeerId("ghost"))
+        mesh.network.kill(GHOST)
         with pytest.raises(NodeUnreachable, match=f"senti meant model {B}.* senti@{A}"):
             await ann.router.infer(request())
         assert bob.runtime.started == 0
@@ -263,7 +267,7 @@ async def test_stake_that_hangs_does_not_either(
         ghost = await mesh.add("ghost", stake=10**9)
         await bob.deploy("senti", "a")
         await ghost.deploy("senti", "b")
-        mesh.network.freeze(PeerId("ghost"))
+        mesh.network.freeze(GHOST)
         with pytest.raises((NodeUnreachable, RequestTimeout)):
             await ann.router.infer(request(timeout=timeout))
         assert (await ann.router.infer(request(timeout=timeout))).model_id == A
@@ -287,9 +291,9 @@ async def test_a_name_means_what_somebody_serves(open_mesh: OpenMesh) -> None:
         cat = await mesh.add("cat", stake=20)
         await bob.deploy("senti", "a")
         await cat.deploy("senti", "b")
-        mesh.down.add(PeerId("cat"))
+        mesh.down.add(CAT)
         assert (await ann.router.infer(request())).model_id == A
-        mesh.down.add(PeerId("bob"))  # with nobody present all compete as before
+        mesh.down.add(BOB)  # with nobody present all compete as before
         assert (await ann.router.infer(request())).model_id == B
 
 
@@ -322,10 +326,10 @@ async def test_the_callers_wishes_decide(open_mesh: OpenMesh) -> None:
         await bob.deploy("senti", "a", fee="0.1")
         await cat.deploy("senti", "a", fee="0.2")
         for wishes, provider in (
-            (None, "bob"),
-            (Wishes(min_stake=Amount(6)), "cat"),
-            (Wishes(deny=frozenset({PeerId("bob")})), "cat"),
-            (Wishes(allow=frozenset({PeerId("cat")})), "cat"),
+            (None, BOB),
+            (Wishes(min_stake=Amount(6)), CAT),
+            (Wishes(deny=frozenset({BOB})), CAT),
+            (Wishes(allow=frozenset({CAT})), CAT),
         ):
             assert (await ann.router.infer(request(), wishes)).provider == provider
         with pytest.raises(ModelNotFound, match=r"cheapest offer of senti costs 0\.1 MESH"):
@@ -369,7 +373,7 @@ async def test_the_next_candidate_answers(open_mesh: OpenMesh, failure: MeshErro
         await cat.deploy("senti", "a", fee="0.1")
         await bob.deploy("senti", "a", fee="0.2")
         result = await ann.router.infer(request())
-        assert (result.provider, result.attempts, result.fee) == ("bob", 2, Amount.parse("0.2"))
+        assert (result.provider, result.attempts, result.fee) == (BOB, 2, Amount.parse("0.2"))
 
 
 async def test_a_bad_request_is_the_callers_wherever_it_is_found(open_mesh: OpenMesh) -> None:
@@ -400,7 +404,7 @@ RUDE = {
     "garbage": garbage,
     "no accepted": saying(Chunk(0)),
     "wrong index": saying(Accepted(), Chunk(0), Chunk(2)),
-    "fee above quote": saying(Accepted(), Chunk(0), Completed(Usage(), Amount(10**12))),
+    "fee above quote": saying(Accepted(), Chunk(0), Completed(Usage(), costing(10**12))),
     "early end": saying(Accepted(), Chunk(0)),
 }
 
@@ -414,8 +418,8 @@ async def test_a_rude_peer_loses_its_standing(open_mesh: OpenMesh, rude: Handler
         attempts = [(await ann.router.infer(request())).attempts for _ in range(3)]
         assert attempts == [2, 1, 1]
         with pytest.raises(ValidationFailed) as caught:
-            await ann.router.infer(request(), Wishes(allow=frozenset({PeerId("cat")})))
-        assert caught.value.peer_id == "cat"
+            await ann.router.infer(request(), Wishes(allow=frozenset({CAT})))
+        assert caught.value.peer_id == CAT
 
 
 async def test_a_fee_that_rose_is_not_paid(open_mesh: OpenMesh) -> None:
@@ -425,7 +429,7 @@ async def test_a_fee_that_rose_is_not_paid(open_mesh: OpenMesh) -> None:
         cat.claim(fee=Amount.parse("0.1"))
         await bob.deploy("senti", "a", fee="0.2")
         result = await ann.router.infer(request())
-        assert (result.provider, result.fee) == ("bob", Amount.parse("0.2"))
+        assert (result.provider, result.fee) == (BOB, Amount.parse("0.2"))
         assert cat.runtime.started == 0
 
 
@@ -436,7 +440,7 @@ async def test_a_killed_sole_provider_is_unreachable_at_once(
         ann, bob = await mesh.add("ann"), await mesh.add("bob")
         await bob.deploy("senti", "a")
         await ann.router.infer(request())
-        mesh.network.kill(PeerId("bob"))
+        mesh.network.kill(BOB)
         for _ in range(2):  # with the session that is left, and by a dial
             start = trio.current_time()
             with pytest.raises(NodeUnreachable):
@@ -453,13 +457,13 @@ async def test_a_frozen_sole_provider_costs_the_attempt_window(
         await bob.deploy("senti", "a")
         if connected:
             await ann.router.infer(request())
-        mesh.network.freeze(PeerId("bob"))
+        mesh.network.freeze(BOB)
         start = trio.current_time()
         with pytest.raises(NodeUnreachable, match="did not accept the request within 2 s"):
             await ann.router.infer(request())
         assert trio.current_time() - start == pytest.approx(2.0)
-        mesh.network.thaw(PeerId("bob"))
-        assert (await ann.router.infer(request())).provider == "bob"
+        mesh.network.thaw(BOB)
+        assert (await ann.router.infer(request())).provider == BOB
 
 
 async def test_half_of_the_time_is_kept_for_the_others(
@@ -469,9 +473,9 @@ async def test_half_of_the_time_is_kept_for_the_others(
         ann, bob, cat = await mesh.add("ann"), await mesh.add("bob"), await mesh.add("cat")
         await cat.deploy("senti", "a", fee="0.1")
         await bob.deploy("senti", "a", fee="0.2")
-        mesh.network.freeze(PeerId("cat"))
+        mesh.network.freeze(CAT)
         result = await ann.router.infer(request(timeout=1.0))
-        assert result.provider == "bob"
+        assert result.provider == BOB
         assert result.latency_ms == pytest.approx(500)
 
 
@@ -486,7 +490,7 @@ async def test_a_link_lost_before_the_answer_leads_on_and_after_accepting_says_s
             @nursery.start_soon
             async def kill() -> None:
                 await trio.sleep(0.5)
-                mesh.network.kill(PeerId("bob"))
+                mesh.network.kill(BOB)
 
             with pytest.raises(NetworkError) as caught:
                 await ann.router.infer(request())
@@ -496,8 +500,8 @@ async def test_a_link_lost_before_the_answer_leads_on_and_after_accepting_says_s
 @pytest.mark.parametrize(
     "failed",
     [
-        NetworkError("The session with bob is over: The link to peer bob broke: it ended."),
-        NodeUnreachable("Peer bob opened no session: The link to peer bob broke: it ended."),
+        NetworkError(f"The session with {BOB} is over: The link to peer {BOB} broke: it ended."),
+        NodeUnreachable(f"Peer {BOB} opened no session: The link to peer {BOB} broke: it ended."),
     ],
     ids=lambda error: error.name,
 )
@@ -515,7 +519,7 @@ async def test_who_failed_is_named_once(
         with pytest.raises(NodeUnreachable) as caught:
             await ann.router.infer(request())
         assert caught.value.message.endswith(": it ended.")
-        assert caught.value.message.count("bob") == 1
+        assert caught.value.message.count(BOB) == 1
 
 
 async def test_all_failures_are_told_as_the_most_telling(
@@ -526,14 +530,14 @@ async def test_all_failures_are_told_as_the_most_telling(
         cat = await mesh.add("cat", answer=saying(NodeBusy("All places are taken.", retry_after=3.0)))
         for node in (bob, cat):
             await node.deploy("senti", "a")
-        mesh.network.kill(PeerId("bob"))
+        mesh.network.kill(BOB)
         asked = request()
         with pytest.raises(NodeBusy, match="All places are taken") as caught:
             await ann.router.infer(asked)
         assert caught.value.retry_after == 3.0
         assert caught.value.request_id == asked.id
         assert "2 tried" in caught.value.message
-        assert "bob: NodeUnreachable" in caught.value.message
+        assert f"{BOB[-8:]}: NodeUnreachable" in caught.value.message
 
 
 async def test_no_more_than_so_many_are_tried(open_mesh: OpenMesh) -> None:
@@ -586,7 +590,7 @@ async def test_whoever_let_a_deadline_pass_is_known_as_slow(
             await ann.router.infer(request(timeout=7.0))
         cat = await mesh.add("cat")
         await cat.deploy("senti", "a")
-        assert (await ann.router.infer(request())).provider == "cat"
+        assert (await ann.router.infer(request())).provider == CAT
 
 
 # --- streams ----------------------------------------------------------------------------------
@@ -622,7 +626,7 @@ async def test_what_nobody_saw_can_be_asked_for_again(open_mesh: OpenMesh) -> No
         await cat.deploy("senti", "a", fee="0.1")
         await bob.deploy("senti", "a", fee="0.2")
         result = await ann.router.infer(request())
-        assert (result.provider, result.output) == ("bob", {"text": "good day"})
+        assert (result.provider, result.output) == (BOB, {"text": "good day"})
 
 
 async def test_a_slow_reader_holds_back_its_provider(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:
@@ -688,10 +692,10 @@ async def test_one_of_two_providers_is_killed_and_every_request_is_answered(
             for number in range(200):
                 nursery.start_soon(one, number)
             await trio.sleep(1.0)
-            mesh.network.kill(PeerId("bob"))
+            mesh.network.kill(BOB)
         served = Counter(result.provider for result in results)
         assert sum(served.values()) == 200
-        assert served[PeerId("bob")] > 10
+        assert served[BOB] > 10
         assert any(result.attempts == 2 for result in results)
         assert max(result.latency_ms for result in results) < 2000
 
@@ -724,8 +728,8 @@ async def test_one_that_is_taken_for_dead_comes_last_and_still_serves(open_mesh:
         ann, bob, cat = await mesh.add("ann"), await mesh.add("bob"), await mesh.add("cat")
         await cat.deploy("senti", "a", fee="0.1")
         await bob.deploy("senti", "a", fee="0.2")
-        mesh.down.add(PeerId("cat"))
-        assert (await ann.router.infer(request())).provider == "bob"
-        assert (await ann.router.infer(request(max_fee="0.1"))).provider == "cat"
+        mesh.down.add(CAT)
+        assert (await ann.router.infer(request())).provider == BOB
+        assert (await ann.router.infer(request(max_fee="0.1"))).provider == CAT
         mesh.down.clear()
-        assert (await ann.router.infer(request())).provider == "cat"
+        assert (await ann.router.infer(request())).provider == CAT

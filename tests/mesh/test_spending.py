@@ -23,6 +23,8 @@ from llmesh.journal.purse import DurablePurse
 from llmesh.net.call import Call, Handler
 from llmesh.runtime.echo import EchoRuntime
 from llmesh.wire.inference import encode_event
+from tests.core.receipts import costing
+from tests.mesh.people import peer
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh
@@ -106,7 +108,7 @@ async def test_what_a_provider_refuses_costs_nothing(
         ann, purse = await mesh.add("ann"), purse_of(2)
         await (await mesh.add("bob", answer=saying(*before, error))).deploy("senti", "a", fee=ONE)
         await (await mesh.add("cat")).deploy("senti", "a", fee=TWO)
-        assert (await ann.router.infer(request(), None, purse)).provider == "cat"
+        assert (await ann.router.infer(request(), None, purse)).provider == peer("cat")
         assert purse.committed == Amount(2)
 
 
@@ -127,9 +129,9 @@ async def test_what_may_still_be_charged_stays_held(
 async def test_more_than_was_offered_is_not_paid(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:
     async with open_mesh() as mesh:
         ann, purse = await mesh.add("ann"), purse_of(5)
-        greedy = Completed(Usage(1, 1, 0.0), Amount(5))
+        greedy = Completed(Usage(1, 1, 0.0), costing(5))
         await (await mesh.add("bob", answer=saying(Accepted(), greedy))).deploy("senti", "a", fee=ONE)
         await (await mesh.add("cat")).deploy("senti", "a", fee=TWO)
         result = await ann.router.infer(request(), None, purse)
-        assert (result.provider, result.fee) == ("cat", Amount(2))
+        assert (result.provider, result.fee) == (peer("cat"), Amount(2))
         assert purse.committed == Amount(3), "what the greedy one may still claim of its quote is held"

@@ -12,11 +12,12 @@ from trio.testing import MockClock
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
-from llmesh.core.inference import Attempt, InferenceRequest, Result
+from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result
 from llmesh.core.reference import ModelRef
 from llmesh.errors import MeshError, ModelNotFound, RequestTimeout
 from llmesh.mesh.events import EventName, Events, InferenceEnded, Served, Subscription
 from llmesh.mesh.witness import asked, seen
+from tests.mesh.people import peer
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh
@@ -71,7 +72,7 @@ async def test_what_is_given_up_is_not_told(autojump_clock: MockClock) -> None:
 
 
 async def test_a_provider_tells_of_what_it_serves(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:
-    events, ann = Events(), PeerId("ann")
+    events, ann = Events(), Consumer(peer("ann"))
     async with open_mesh() as mesh:
         node = await mesh.add("node")
         await node.deploy("senti", "c", fee="0.1")

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llmesh.core.amount import Amount
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId, RequestId
-from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
 from llmesh.errors import (
     MeshError,
     ModelFailed,
@@ -29,10 +29,11 @@ from llmesh.net.memory import MemoryNetwork
 from llmesh.net.session import Session
 from llmesh.net.sessions import open_sessions
 from llmesh.wire.inference import encode_event
+from tests.core.receipts import costing
 
 CONSUMER, PROVIDER = PeerId("consumer"), PeerId("provider")
 ATTEMPT = Attempt(RequestId("0" * 32), 1, ModelId("a" * 64), {"text": "hi"}, Amount(100), 5.0)
-DONE = Completed(Usage(1, 2, 3.0), Amount(100))
+DONE = Completed(Usage(1, 2, 3.0), costing(100))
 ANSWER: list[Event] = [Accepted(2, 0.5), Chunk(0, "a"), Chunk(1, "b", (7,), {"n": [1, None]}), DONE]
 
 
@@ -62,8 +63,8 @@ def serving(events: Sequence[Event | MeshError | float]) -> tuple[Serve, list[ob
                 yield event
 
     @asynccontextmanager
-    async def serve(attempt: Attempt, consumer: PeerId) -> AsyncGenerator[AsyncIterator[Event]]:
-        seen.extend((attempt, consumer))
+    async def serve(attempt: Attempt, consumer: Consumer) -> AsyncGenerator[AsyncIterator[Event]]:
+        seen.extend((attempt, consumer.peer_id))
         try:
             stream = play()
             yield stream
@@ -174,7 +175,7 @@ BAD = {
     "accepted twice": [ACCEPTED, ACCEPTED],
     "no first chunk": [ACCEPTED, encode_event(Chunk(1))],
     "chunk twice": [ACCEPTED, encode_event(Chunk(0)), encode_event(Chunk(0))],
-    "fee above the quote": [ACCEPTED, encode_event(Completed(Usage(), Amount(101)))],
+    "fee above the quote": [ACCEPTED, encode_event(Completed(Usage(), costing(101)))],
     "no end": [ACCEPTED, encode_event(Chunk(0))],
 }
 
@@ -245,12 +246,12 @@ async def test_a_bug_in_serving_is_told_as_a_failure_and_logged(caplog: pytest.L
 
 async def test_many_at_once_on_one_session_do_not_mix(autojump_clock: MockClock) -> None:
     @asynccontextmanager
-    async def serve(attempt: Attempt, consumer: PeerId) -> AsyncGenerator[AsyncIterator[Event]]:
+    async def serve(attempt: Attempt, consumer: Consumer) -> AsyncGenerator[AsyncIterator[Event]]:
         async def play() -> AsyncGenerator[Event]:
             yield Accepted()
             await trio.sleep(attempt.number % 7)
             yield Chunk(0, str(attempt.number))
-            yield Completed(Usage(), Amount(0))
+            yield Completed(Usage(), costing(0))
 
         yield play()
 

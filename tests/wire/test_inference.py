@@ -12,9 +12,12 @@ from llmesh.core.encoding import Tensor, Value
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, RequestId
 from llmesh.core.inference import Attempt, Chunk, Usage
+from llmesh.core.payment import Payment
+from llmesh.core.voucher import ChannelId, SignedVoucher, Voucher
 from llmesh.errors import ValidationFailed
 from llmesh.wire import inference_pb2 as pb
 from llmesh.wire.inference import decode_event, decode_request, encode_event, encode_request
+from tests.core.receipts import costing
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -26,6 +29,14 @@ tensors = st.lists(st.integers(0, 255), max_size=8).map(lambda n: Tensor("uint8"
 values = st.dictionaries(names, json_values | tensors, max_size=4)
 amounts = st.integers(0, (1 << 128) - 1).map(Amount)
 uint32 = st.integers(0, (1 << 32) - 1)
+receipts = st.integers(0, (1 << 128) - 1).map(costing)
+hashes = st.binary(min_size=32, max_size=32)
+vouchers = st.builds(
+    SignedVoucher,
+    st.builds(Voucher, hashes.map(ChannelId), amounts),
+    st.binary(min_size=65, max_size=65),
+)
+payments = st.builds(Payment, hashes.map(ChannelId), hashes, st.none() | vouchers)
 attempts = st.builds(
     Attempt,
     st.binary(min_size=16, max_size=16).map(lambda b: RequestId(b.hex())),
@@ -34,11 +45,12 @@ attempts = st.builds(
     values,
     amounts,
     st.just(5.0),
+    st.none() | payments,
 )
 events = (
     st.builds(Accepted, uint32, st.integers(0, 1000).map(lambda n: n / 1000))
     | st.builds(Chunk, uint32, text, st.lists(uint32, max_size=5).map(tuple), values)
-    | st.builds(Completed, st.builds(Usage, uint32, uint32, st.integers(0, 1 << 40).map(float)), amounts)
+    | st.builds(Completed, st.builds(Usage, uint32, uint32, st.integers(0, 1 << 40).map(float)), receipts)
 )
 ATTEMPT = Attempt(RequestId("0" * 32), 1, ModelId("a" * 64), {}, Amount(1), 5.0)
 
@@ -69,6 +81,11 @@ def test_any_bytes_are_a_message_or_one_clear_error(data: bytes) -> None:
         {"model_id": bytes(31)},
         {"attempt": 0},
         {"quote": bytes(17)},
+        {"channel": bytes(31), "offer": bytes(32)},
+        {"channel": bytes(32)},
+        {"offer": bytes(32)},
+        {"voucher": bytes(113)},
+        {"channel": bytes(32), "offer": bytes(32), "voucher": bytes(112)},
     ],
 )
 def test_fields_of_wrong_size_are_refused(change: dict[str, object]) -> None:
@@ -145,7 +162,7 @@ def test_numbers_out_of_range_are_refused_before_they_leave() -> None:
     with pytest.raises(ValidationFailed):
         encode_event(Chunk(0, token_ids=(-1,)))
     with pytest.raises(ValidationFailed):
-        encode_event(Completed(Usage(output_tokens=1 << 40), Amount(0)))
+        encode_event(Completed(Usage(output_tokens=1 << 40), costing(0)))
 
 
 def test_a_message_without_a_kind_is_refused() -> None:

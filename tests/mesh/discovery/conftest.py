@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from random import Random
 
@@ -17,6 +17,8 @@ import trio
 from llmesh import crypto
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import DOMAIN, Offer
+from llmesh.core.binding import DOMAIN as BINDING
+from llmesh.core.credentials import Credentials
 from llmesh.core.directory import Bounds
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
@@ -31,6 +33,7 @@ from llmesh.net.directory import PROTOCOL
 from llmesh.net.host import PeerAddress
 from llmesh.net.memory import MemoryHost, MemoryNetwork
 from llmesh.net.sessions import Sessions, open_sessions
+from tests.mesh.people import CHAIN, signer
 
 NAME = "sentiment-analyzer"
 STARTED = 1_700_000_000
@@ -49,6 +52,10 @@ def seed(number: int) -> bytes:
 @cache
 def peer(number: int) -> PeerId:
     return PeerId(crypto.peer_id_of(bytes(nacl.signing.SigningKey(seed(number)).verify_key)))
+
+
+def credentials_of(number: int) -> Credentials:
+    return Credentials(peer(number), CHAIN, signer(str(number)), partial(crypto.sign, seed(number), BINDING))
 
 
 def offer(name: str = NAME, fee: str = "0.1", model: str = "m") -> Offer:
@@ -148,6 +155,7 @@ class Mesh:
                         lambda payload: crypto.sign(seed(number), DOMAIN, payload),
                         self.sequences,
                         lambda: host.addresses,
+                        credentials_of(number),
                     ),
                     discovery,
                     stake=Amount.parse(1000),

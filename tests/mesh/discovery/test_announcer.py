@@ -14,9 +14,12 @@ from trio.testing import MockClock
 
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, read_packed
+from llmesh.core.credentials import payee_of
 from llmesh.core.model import Card
 from llmesh.errors import InsufficientStake, ValidationFailed
 from llmesh.mesh.gossip import BURST, PERIOD
+from tests.mesh.discovery.conftest import clock
+from tests.mesh.people import signer
 
 if TYPE_CHECKING:
     from tests.mesh.discovery.conftest import Mesh, Node
@@ -142,6 +145,8 @@ async def test_a_flood_of_changes_is_paced_and_its_end_arrives(
         await trio.sleep(2 * PERIOD)
         assert said(b, a).offers == a.announcer.offers
         assert said(b, a).offers[0].fee == Amount.parse("0.1")
+        payee = payee_of(said(b, a), said(b, a).offers[0], clock())
+        assert payee.account == signer("0").address
 
 
 async def test_a_node_that_lost_its_counter_outdoes_its_earlier_life(
