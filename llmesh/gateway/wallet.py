@@ -33,10 +33,10 @@ from llmesh.gateway.wallet_schema import (
 from llmesh.journal.channels import Reservation, all_channels, reservations
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
-from llmesh.journal.receipts import receipts_of, spending
+from llmesh.journal.receipts import ReceiptRow, receipts_of, spending
 from llmesh.ledger.ledger import Ledger
 
-__all__ = ["Wallet", "wallet_routes"]
+__all__ = ["Wallet", "charge_body", "wallet_routes"]
 
 _DAY = 86_400
 
@@ -93,12 +93,14 @@ async def get_explanation(wallet: Wallet, request: Request) -> Response:
     doubts = [row for row in await wallet.journal.read(reservations) if row.attempt.request == id]
     if not rows and not doubts:
         raise ValidationFailed(f"This node has no receipt of a request {id}.")
-    chain = wallet.ledger.chain
-    charges = [
-        ChargeBody.of(row, wallet.names(row.signed.receipt.work.model), _is_genuine(row.signed, chain))
-        for row in rows
-    ]
+    charges = [charge_body(wallet, row) for row in rows]
     return _json(ExplanationBody(id, charges, [DoubtBody.of(row) for row in doubts]))
+
+
+def charge_body(wallet: Wallet, row: ReceiptRow) -> ChargeBody:
+    """What a receipt says, and whether it is genuine."""
+    name = wallet.names(row.signed.receipt.work.model)
+    return ChargeBody.of(row, name, _is_genuine(row.signed, wallet.ledger.chain))
 
 
 async def _channels(wallet: Wallet, doubts: list[Reservation]) -> list[ChannelBody]:

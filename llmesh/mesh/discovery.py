@@ -95,6 +95,10 @@ class Discovery:
         found = self.directory.search(part, max_fee, self.directory.bounds.offers, self.clock())
         return [pair for pair in found if not self.is_down(pair[1].peer_id)][:limit]
 
+    def announcements(self) -> list[Announcement]:
+        """What every node that offers something says of itself, as known here and now; ours too."""
+        return list(self.directory.providers(self.clock()))
+
     def is_down(self, peer: PeerId) -> bool:
         """Whether the peer was lost and has not been heard of since."""
         return self._peers.is_down(peer)

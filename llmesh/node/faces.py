@@ -15,6 +15,8 @@ from llmesh.gateway.keys import Keys
 from llmesh.gateway.limits import Limits
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes, swarm_routes
+from llmesh.gateway.peers import peers_routes
+from llmesh.gateway.receipts import receipts_routes
 from llmesh.gateway.wallet import Wallet
 from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.node.backup import back_up
@@ -52,7 +54,13 @@ def files_app(home: Home, keys: Keys, wallet: Wallet) -> App:
 
 def _routes(node: Node) -> tuple[Route, ...]:
     """What both faces have beyond the gateway's own."""
-    return (*deploy_routes(node), *batch_routes(node), *webhook_routes(node.courier))
+    return (
+        *deploy_routes(node),
+        *batch_routes(node),
+        *peers_routes(node),
+        *receipts_routes(node.wallet),
+        *webhook_routes(node.courier),
+    )
 
 
 def _owner_routes(home: Home, keys: Keys, wallet: Wallet) -> tuple[Route, ...]:

@@ -26,6 +26,7 @@ from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.core.wishes import Wishes
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
+from llmesh.gateway.peers import PeerState, PeerView
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.gateway.wallet import Wallet
 from llmesh.gateway.webhooks.courier import Courier
@@ -187,6 +188,19 @@ class Node:
     def offers_of(self, model: ModelId) -> Sequence[tuple[Offer, Announcement]]:
         """Every offer of a model, by whomever, as known here and now."""
         return self._rooms.discovery.lookup(ModelRef("", id=model))
+
+    def peers(self, limit: int) -> list[PeerView]:
+        """At most so many other nodes, those in a session with this one first."""
+        discovery = self._rooms.discovery
+        said = {each.peer_id: each for each in discovery.announcements() if each.peer_id != self.peer_id}
+        live = {session.peer_id: session for session in discovery.sessions.live()}
+        near = [_seen("connected", id, said.get(id), live[id].round_trip) for id in live]
+        far = [
+            _seen("down" if discovery.is_down(id) else "known", id, said[id], None)
+            for id in said
+            if id not in live
+        ]
+        return [*near, *far][:limit]
 
     async def fetch(self, ref: ModelRef, report: Report) -> ModelId:
         """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`.
@@ -362,6 +376,12 @@ def _tensor(value: Value) -> Value:
         return value
     array: Any = value
     return Tensor(str(array.dtype), tuple(array.shape), array.tobytes())
+
+
+def _seen(state: PeerState, id: PeerId, said: Announcement | None, latency: float | None) -> PeerView:
+    if said is None:
+        return PeerView(id, state, latency=latency)
+    return PeerView(id, state, said.addresses, latency, len(said.offers), said.stake)
 
 
 def _view(worker: WorkerStatus) -> WorkerView:

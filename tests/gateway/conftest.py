@@ -20,6 +20,7 @@ from llmesh.core.model import Card
 from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.wishes import Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
+from llmesh.gateway.peers import PeerView
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.journal.purse import DurablePurse
@@ -115,6 +116,10 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.events = Events()
+
+    def peers(self, limit: int) -> Sequence[PeerView]:
+        known = PeerView(OTHER, "down", ("/ip4/10.0.0.2/tcp/4001",), None, 2, Amount.parse(7))
+        return [PeerView(PROVIDER, "connected", latency=0.0123456), known][:limit]
 
     async def status(self) -> NodeStatus:
         return NodeStatus(

@@ -15,6 +15,8 @@ from llmesh.core.amount import Amount
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.wishes import Sort, Wishes
 from llmesh.errors import ERRORS, error_from_code
+from llmesh.gateway.app import GatewaySettings, application
+from llmesh.gateway.peers import peers_routes
 
 from .conftest import OTHER, PROVIDER
 
@@ -147,6 +149,23 @@ async def test_status_has_the_contracts_six_fields_first(client) -> None:
     [worker] = body["workers"]
     assert (worker["sandbox"], worker["provider"], worker["batch"]) == ("confined", "cpu", 8)
     assert (worker["model_id"], worker["resident"], worker["calls"]) == ("ab" * 32, 80_000_000, 2)
+
+
+async def test_peers_are_told(node) -> None:
+    client = application(peers_routes(node), GatewaySettings()).test_client()
+    assert await get(client, "/api/v1/peers") == (
+        200,
+        {
+            "peers": [
+                {"peer_id": PROVIDER, "state": "connected", "addresses": [], "latency_ms": 12.346,
+                 "models": 0, "stake": 0},
+                {"peer_id": OTHER, "state": "down", "addresses": ["/ip4/10.0.0.2/tcp/4001"],
+                 "latency_ms": None, "models": 2, "stake": 7},
+            ]
+        },
+    )  # fmt: skip
+    assert len((await get(client, "/api/v1/peers?limit=1"))[1]["peers"]) == 1
+    assert (await get(client, "/api/v1/peers?limit=0"))[0] == 422
 
 
 async def test_health(client, node) -> None:

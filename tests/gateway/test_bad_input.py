@@ -15,11 +15,13 @@ from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.limits import Limits
 from llmesh.gateway.openapi import Route
+from llmesh.gateway.peers import peers_routes
 from llmesh.gateway.rates import read_rates
+from llmesh.gateway.receipts import receipts_routes
 
 from .conftest import FakeCatalogue, FakeNode, FakeRouter
 from .test_deploy import FakeShelf, shelf  # noqa: F401 - a fixture
-from .test_schemathesis import TABLE
+from .test_schemathesis import TABLE, WALLET
 
 ROUTES = [route for route in TABLE if route.answers]
 WITH_BODY = [route for route in ROUTES if route.body]
@@ -45,7 +47,7 @@ BODIES = {
 
 @pytest.fixture
 def app(router: FakeRouter, shelf: FakeShelf) -> QuartTrio:  # noqa: F811
-    more = (*deploy_routes(shelf), *batch_routes(router))
+    more = (*deploy_routes(shelf), *batch_routes(router), *peers_routes(FakeNode()), *receipts_routes(WALLET))
     return application(routes(router, FakeCatalogue(), FakeNode(), more), GatewaySettings(body_timeout=5))
 
 

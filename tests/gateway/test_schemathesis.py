@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import schemathesis
@@ -19,15 +21,37 @@ from llmesh.gateway.app import GatewaySettings, application, routes
 from llmesh.gateway.batch import batch_routes
 from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.openapi import document
+from llmesh.gateway.peers import peers_routes
+from llmesh.gateway.receipts import receipts_routes
 from llmesh.gateway.server import bind, serve
+from llmesh.gateway.wallet import Wallet
+from llmesh.journal.open import Journal
+from llmesh.ledger.memory import MemoryLedger
 from llmesh.runtime.store import open_store
+from tests.core.banking import ALICE, GENESIS, ISSUER, SIGN
 
 from .conftest import FakeCatalogue, FakeNode, FakeRouter
 from .test_deploy import FakeShelf
 
+
+class NoReceipts:
+    """A journal in which nothing is written."""
+
+    async def read(self, query: object, *arguments: object) -> list[object]:
+        return []
+
+
 _ROUTER = FakeRouter()
+WALLET = Wallet(cast("Journal", NoReceipts()), MemoryLedger(GENESIS, SIGN[ISSUER], time.time), ALICE, str)
 _SHELF = FakeShelf.__new__(FakeShelf)  # its store comes with the server
-TABLE = routes(_ROUTER, FakeCatalogue(), FakeNode(), (*deploy_routes(_SHELF), *batch_routes(_ROUTER)))
+_MORE = (
+    *deploy_routes(_SHELF),
+    *batch_routes(_ROUTER),
+    *peers_routes(FakeNode()),
+    *receipts_routes(WALLET),
+)
+TABLE = routes(_ROUTER, FakeCatalogue(), FakeNode(), _MORE)
+
 # Answers to what fits the schemas: 422 for words that a schema cannot check (names, amounts, paths), and
 # 400, under which the faces of other software say the same.
 _ACCEPTABLE = ["2xx", "401", "403", "404", "409", "422", "429"]
@@ -68,6 +92,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @schema.parametrize()
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_app_does_what_its_document_says(url: str, case: schemathesis.Case) -> None:
     case.call_and_validate(base_url=url)

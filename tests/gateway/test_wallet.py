@@ -11,14 +11,26 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from llmesh.core.address import address_text
+from llmesh.core.address import address_from_text, address_text
 from llmesh.core.amount import Amount
 from llmesh.core.channel import Deposit
 from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
-from llmesh.core.receipt import NO_CHARGE, NO_OFFER, Charge, Receipt, SignedReceipt, Work, sign_receipt
+from llmesh.core.receipt import (
+    NO_CHARGE,
+    NO_OFFER,
+    Charge,
+    Receipt,
+    SignedReceipt,
+    Work,
+    check_receipt,
+    read_receipt,
+    sign_receipt,
+)
+from llmesh.core.typed import Chain
 from llmesh.core.voucher import channel_id
 from llmesh.gateway.app import GatewaySettings, application
 from llmesh.gateway.gate import Gate
+from llmesh.gateway.receipts import receipts_routes
 from llmesh.gateway.wallet import Wallet, wallet_routes
 from llmesh.journal.channels import AddChannel, ChannelRow, Reservation, Reserve
 from llmesh.journal.columns import Side
@@ -62,7 +74,7 @@ async def app(journal: Journal) -> QuartTrio:
     )
     ledger = MemoryLedger(GENESIS, SIGN[ISSUER], trio.current_time)
     wallet = Wallet(journal, ledger, ALICE, {MODEL: "gpt-mini"}.get)  # type: ignore[arg-type]
-    return application(wallet_routes(wallet), GatewaySettings(Gate(guard=None)))
+    return application((*wallet_routes(wallet), *receipts_routes(wallet)), GatewaySettings(Gate(guard=None)))
 
 
 async def ask(app: QuartTrio, path: str) -> tuple[int, dict[str, Any]]:
@@ -97,6 +109,22 @@ async def test_it_explains_a_charge(app: QuartTrio) -> None:
     assert (charge["provider"], charge["genuine"]) == (address_text(BOB), True)
     _, free = await ask(app, f"/owner/explain?id={FREE}")
     assert (free["charges"][0]["channel"], free["charges"][0]["price"]) == ("", 0)
+
+
+async def test_a_receipt_can_be_checked_by_whoever_gets_it(app: QuartTrio) -> None:
+    status, told = await ask(app, f"/api/v1/receipts/{PAID}")
+    assert (status, told["request_id"]) == (200, PAID)
+    [row] = told["receipts"]
+    assert (row["charge"]["price"], row["charge"]["genuine"]) == ("0.000001", True)
+    signed = read_receipt(bytes.fromhex(row["signed"]))
+    check_receipt(signed, Chain(told["chain"]["id"], address_from_text(told["chain"]["contract"])))
+    assert signed.attempt == AttemptId(PAID, 1)
+
+
+@pytest.mark.parametrize(("id", "status"), [("e" * 32, 404), ("e" * 31, 422), ("E" * 32, 422)])
+async def test_receipts_that_are_not_there(app: QuartTrio, id: str, status: int) -> None:
+    got, problem = await ask(app, f"/api/v1/receipts/{id}")
+    assert (got, problem["code"]) == (status, 1004)
 
 
 async def test_it_says_what_is_in_doubt_and_what_is_forged(app: QuartTrio) -> None:

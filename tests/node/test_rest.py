@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
+import trio
 
 from llmesh.core.reference import ModelRef
 from llmesh.demo import SENTIMENT_ANALYZER
@@ -17,6 +19,24 @@ from llmesh.node.open import open_node
 @pytest.fixture
 def config(tmp_path: Path) -> NodeConfig:
     return NodeConfig(port=0, listen=("/ip4/127.0.0.1/tcp/0",), mdns=False, data_dir=tmp_path / "home")
+
+
+async def test_a_node_tells_of_another(config: NodeConfig) -> None:
+    other = replace(config, data_dir=config.data_dir.with_name("other"))
+    async with open_node(other) as two:
+        await two.deploy(SENTIMENT_ANALYZER, "senti")
+        joined = replace(config, bootstrap=two.dial_addresses)
+        async with open_node(joined) as one, httpx2.AsyncClient(base_url=one.url, trust_env=False) as http:
+            with trio.fail_after(10):
+                while not (peers := (await http.get("/api/v1/peers")).json()["peers"]):  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+                while not one.offers_of(two.offers[0].model_id):  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+            assert (peers[0]["peer_id"], peers[0]["state"]) == (two.peer_id, "connected")
+            [peer] = (await http.get("/api/v1/peers")).json()["peers"]
+            assert (peer["models"], bool(peer["addresses"])) == (1, True)
+            missing = await http.get(f"/api/v1/receipts/{'0' * 32}")
+            assert (missing.status_code, missing.json()["code"]) == (404, 1004)
 
 
 async def test_a_model_comes_serves_and_goes(config: NodeConfig) -> None:
