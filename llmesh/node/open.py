@@ -12,6 +12,7 @@ from functools import partial
 from random import SystemRandom
 
 import trio
+from llmesh_sdk.serving import serving
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
 from llmesh import crypto
@@ -107,6 +108,7 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
         open_home(config.data_dir) as home,
         closing(gateway_socket(config)) as listener,
         owner_socket(home.folder) as owners,
+        serving(),
         trio.CancelScope() as life,
     ):
         async with (

@@ -4,7 +4,15 @@ It needs none of the node's libraries; the HTTP client is loaded with the first 
 """
 
 from llmesh_sdk.client import MeshClient
-from llmesh_sdk.results import InferencePlan, InferenceResult, MeshEvent, ModelOffer, NodeStatus, StreamChunk
+from llmesh_sdk.results import (
+    InferencePlan,
+    InferenceResult,
+    MeshEvent,
+    ModelOffer,
+    NodeStatus,
+    StreamChunk,
+    Webhook,
+)
 
 __all__ = [
     "InferencePlan",
@@ -14,4 +22,5 @@ __all__ = [
     "ModelOffer",
     "NodeStatus",
     "StreamChunk",
+    "Webhook",
 ]

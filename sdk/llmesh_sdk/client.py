@@ -15,7 +15,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, model_id
 from llmesh.core.wishes import Wishes
 from llmesh.errors import MeshError, ValidationFailed
-from llmesh_sdk.results import InferencePlan, InferenceResult, ModelOffer, NodeStatus
+from llmesh_sdk.results import InferencePlan, InferenceResult, ModelOffer, NodeStatus, Webhook
 
 if TYPE_CHECKING:
     from llmesh_sdk.socket import Socket
@@ -193,6 +193,31 @@ class MeshClient:
     async def remove_model(self, model: ModelId) -> None:
         """Have the node serve one of its own models no longer.  Raises ModelNotFound for another's."""
         await self._transport.delete(f"/api/v1/models/{model_id(model)}", ANSWER_TIMEOUT)
+
+    def register_webhook(self, url: str, events: Collection[str], secret: str | None = None) -> Webhook:
+        """Have the node POST events to `url`, signed by `secret` (Standard Webhooks), or by one it makes.
+
+        `events` are inference_complete and model_deployed.  It blocks for a moment and has registered
+        when it returns; the result may be awaited as well.  Raises ValidationFailed for a URL that is
+        not on the public internet and that the node does not allow, RuntimeError inside the event loop
+        that runs the node.
+        """
+        if isinstance(events, str):
+            raise ValidationFailed(f"Events are a list of names, such as [{events!r}].")
+        from llmesh_sdk.serving import refuse_own_node
+        from llmesh_sdk.sync import run
+
+        refuse_own_node("register_webhook")
+        body = {"url": url, "events": list(events), **({} if secret is None else {"secret": secret})}
+        sent = _json(body)
+        return run(lambda: self._register(sent))
+
+    async def _register(self, body: bytes) -> Webhook:
+        try:  # the node resolves the host's name before it answers
+            answer = await self._transport.post("/api/v1/webhooks", 2 * ANSWER_TIMEOUT, body)
+        finally:
+            await self._transport.aclose()  # of a loop that its caller does not know of
+        return self._parse(Webhook.read, answer)
 
     async def _open_socket(self) -> Socket:
         return await self._transport.socket()

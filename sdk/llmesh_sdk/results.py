@@ -5,7 +5,7 @@ Fields that this version does not know are passed over; a missing one raises Key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -136,6 +136,27 @@ class MeshEvent:
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
         return cls(str(fields["event"]), dict(fields["data"]), int(fields["dropped"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Who is told of which events; `secret` is the one that the node made, None where you gave it.
+
+    It is registered; awaiting it gives it back, for programs that await every call.
+    """
+
+    id: str
+    url: str
+    events: tuple[str, ...]
+    secret: str | None = None
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(str(fields["id"]), str(fields["url"]), tuple(fields["events"]), fields.get("secret"))
+
+    def __await__(self) -> Generator[None, None, Self]:
+        yield from ()
+        return self
 
 
 @dataclass(frozen=True, slots=True)

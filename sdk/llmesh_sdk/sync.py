@@ -28,6 +28,7 @@ from llmesh_sdk.results import (
     ModelOffer,
     NodeStatus,
     StreamChunk,
+    Webhook,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from llmesh_sdk.stream import Subscription as AsyncSubscription
     from llmesh_sdk.upload import Progress
 
-__all__ = ["InferenceStream", "MeshClient", "Subscription"]
+__all__ = ["InferenceStream", "MeshClient", "Subscription", "run"]
 
 _R = TypeVar("_R")
 _T = TypeVar("_T")
@@ -142,6 +143,10 @@ class MeshClient:
         """Have the node serve one of its own models no longer."""
         _run(lambda: self._client.remove_model(model))
 
+    def register_webhook(self, url: str, events: Collection[str], secret: str | None = None) -> Webhook:
+        """Have the node POST events to `url`, signed by `secret`, or by one that it makes."""
+        return self._client.register_webhook(url, events, secret)
+
 
 class _Blocking(Generic[_T]):
     """An iterator over what an async one gives; leaving `with`, or `close`, ends it."""
@@ -217,6 +222,11 @@ _loop = _Loop()
 
 def _run(work: Callable[[], Awaitable[_R]]) -> _R:
     _refuse_trio()
+    return run(work)
+
+
+def run(work: Callable[[], Awaitable[_R]]) -> _R:
+    """Run it in the shared loop and wait; an interrupt cancels it."""
 
     async def task() -> _R:
         return await work()
