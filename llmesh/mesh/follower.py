@@ -49,7 +49,7 @@ FOLLOWING = 120.0
 SUBMITTING = 15.0
 """Seconds for an operation to be entered and to come back in the log."""
 INTRODUCING = 5.0
-FIRST, LONGEST = 0.5, 60.0
+FIRST, LONGEST = 0.5, 15.0
 """Seconds between tries while nobody can be followed."""
 SHUNNED = 600.0
 """Seconds for which a peer is not asked that gave what is wrong, or is of another swarm."""
