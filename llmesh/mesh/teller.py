@@ -83,6 +83,10 @@ class Teller:
             for intent in await self._waiting():
                 await self._send_other(intent)
 
+    async def is_busy(self) -> bool:
+        """Whether an operation waits for the ledger.  Raises TransactionFailed."""
+        return bool(await self._waiting())
+
     async def run(self) -> None:
         """Send what is left over, in order and patiently, until cancelled."""
         pause = PAUSE
