@@ -12,11 +12,11 @@ from quart import Response
 from llmesh.core.address import address_text
 from llmesh.core.ids import RequestId, request_id
 from llmesh.core.typed import Chain
-from llmesh.errors import TransactionFailed
+from llmesh.errors import NotFound, TransactionFailed
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import Missing, encode
+from llmesh.gateway.schema import encode
 from llmesh.gateway.wallet import Wallet, charge_body
 from llmesh.gateway.wallet_schema import ChargeBody
 from llmesh.journal.receipts import ReceiptRow, receipts_of
@@ -52,7 +52,7 @@ def receipts_routes(wallet: Wallet) -> tuple[Route, ...]:
     return (
         Route("GET", "/api/v1/receipts/{id}", Scope.READ, partial(get_receipts, wallet),
               "What providers signed for a request.", answers=(ReceiptsBody,), variables={"id": id},
-              errors=(Missing, TransactionFailed)),
+              errors=(NotFound, TransactionFailed)),
     )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ async def get_receipts(wallet: Wallet, request: Request) -> Response:
     id = request_id(request.variable("id"))
     rows = await wallet.journal.read(receipts_of, id)
     if not rows:
-        raise Missing(f"This node has no receipt of a request {id}.")
+        raise NotFound(f"This node has no receipt of a request {id}.")
     return Response(encode(_render(wallet, id, rows)), content_type="application/json")
 
 

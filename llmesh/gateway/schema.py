@@ -22,7 +22,6 @@ __all__ = [
     "Malformed",
     "MaxFee",
     "Mesh",
-    "Missing",
     "ModelBody",
     "ModelsBody",
     "ModelsQuery",
@@ -53,12 +52,6 @@ class Malformed(ValidationFailed):
     """A body that is not JSON at all; HTTP tells it from JSON that says the wrong thing."""
 
     http_status = 400
-
-
-class Missing(ValidationFailed):
-    """A name of something that this node does not have."""
-
-    http_status = 404
 
 
 class ModelsQuery(Struct, forbid_unknown_fields=True):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import cast
 
+import apsw
 import pytest
 import schemathesis
 import trio
@@ -20,37 +22,61 @@ from hypothesis import HealthCheck, settings
 from llmesh.gateway.app import GatewaySettings, application, routes
 from llmesh.gateway.batch import batch_routes
 from llmesh.gateway.deploy import deploy_routes
-from llmesh.gateway.openapi import document
+from llmesh.gateway.openapi import Route, document
 from llmesh.gateway.peers import peers_routes
 from llmesh.gateway.receipts import receipts_routes
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.wallet import Wallet
+from llmesh.gateway.webhooks.courier import Courier, CourierSettings
+from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.journal.open import Journal
+from llmesh.journal.schema import migrate
+from llmesh.journal.writer import Change
 from llmesh.ledger.memory import MemoryLedger
 from llmesh.runtime.store import open_store
 from tests.core.banking import ALICE, GENESIS, ISSUER, SIGN
 
-from .conftest import FakeCatalogue, FakeNode, FakeRouter
+from .conftest import PROVIDER, FakeCatalogue, FakeNode, FakeRouter
 from .test_deploy import FakeShelf
+from .test_webhooks import FakeCallout
 
 
-class NoReceipts:
-    """A journal in which nothing is written."""
+class InMemory:
+    """A journal without a file."""
 
-    async def read(self, query: object, *arguments: object) -> list[object]:
-        return []
+    def __init__(self) -> None:
+        self._db = apsw.Connection(":memory:")
+        migrate(self._db, 0, PROVIDER)
+
+    async def read(self, query: Callable[..., object], *arguments: object) -> object:
+        return query(self._db, *arguments)
+
+    async def commit(self, *changes: Change) -> None:
+        with self._db:
+            for change in changes:
+                change.apply(self._db)
 
 
 _ROUTER = FakeRouter()
-WALLET = Wallet(cast("Journal", NoReceipts()), MemoryLedger(GENESIS, SIGN[ISSUER], time.time), ALICE, str)
+_JOURNAL = cast("Journal", InMemory())
+_COURIER = Courier(_JOURNAL, FakeCallout(), CourierSettings(), time.time, Random())
+_WALLET = Wallet(_JOURNAL, MemoryLedger(GENESIS, SIGN[ISSUER], time.time), ALICE, str)
 _SHELF = FakeShelf.__new__(FakeShelf)  # its store comes with the server
-_MORE = (
-    *deploy_routes(_SHELF),
-    *batch_routes(_ROUTER),
-    *peers_routes(FakeNode()),
-    *receipts_routes(WALLET),
-)
-TABLE = routes(_ROUTER, FakeCatalogue(), FakeNode(), _MORE)
+
+
+def table(router: FakeRouter, shelf: FakeShelf) -> tuple[Route, ...]:
+    """All that a node's gateway serves."""
+    more = (
+        *deploy_routes(shelf),
+        *batch_routes(router),
+        *peers_routes(FakeNode()),
+        *receipts_routes(_WALLET),
+        *webhook_routes(_COURIER),
+    )
+    return routes(router, FakeCatalogue(), FakeNode(), more)
+
+
+TABLE = table(_ROUTER, _SHELF)
 
 # Answers to what fits the schemas: 422 for words that a schema cannot check (names, amounts, paths), and
 # 400, under which the faces of other software say the same.

@@ -36,7 +36,7 @@ async def test_a_node_tells_of_another(config: NodeConfig) -> None:
             [peer] = (await http.get("/api/v1/peers")).json()["peers"]
             assert (peer["models"], bool(peer["addresses"])) == (1, True)
             missing = await http.get(f"/api/v1/receipts/{'0' * 32}")
-            assert (missing.status_code, missing.json()["code"]) == (404, 1004)
+            assert (missing.status_code, missing.json()["code"]) == (404, 4005)
 
 
 async def test_a_model_comes_serves_and_goes(config: NodeConfig) -> None:
