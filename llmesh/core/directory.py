@@ -31,7 +31,6 @@ _ENTRY_COST = 900
 _OFFER_COST = 1100
 # Making room frees this share at once, so that a flood does not sort the whole table at each record.
 _ROOM = 0.05
-_NOTHING = Amount(0)
 
 
 class Verdict(Enum):
@@ -53,12 +52,11 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much a directory holds (`size` in bytes), and the least stake it takes offers from."""
+    """How much a directory holds; `size` in bytes."""
 
     offers: int = 20_000
     size: int = 32 << 20
     peers_per_neighbourhood: int = 256
-    min_stake: Amount = _NOTHING
 
 
 @dataclass(slots=True)
@@ -216,11 +214,9 @@ class Directory:
                 yield from ((offer, announcement) for offer in announcement.offers)
 
     def _admits(self, announcement: Announcement) -> bool:
-        """The rules that need no room: stake, and not too many of one network neighbourhood."""
+        """The rule that needs no room: not too many of one network neighbourhood."""
         if announcement.peer_id == self.own:
             return True
-        if announcement.offers and announcement.stake < self.bounds.min_stake:
-            return False
         before = self._entries.get(announcement.peer_id)
         areas = _areas(announcement) - (_areas(before.announcement) if before else set())
         return all(self._peers_in[area] < self.bounds.peers_per_neighbourhood for area in areas)

@@ -29,7 +29,8 @@ MAX_PEERS = 1000
 class PeerView:
     """One other node: `latency` is the seconds of the last ping, None where there was none.
 
-    `models` counts the offers and `stake` is what it announced; 0 for one that announces nothing.
+    `models` counts the offers, `stake` is what counts of what it announced; 0 for one that announces
+    nothing.  `foreign` is whether it belongs to another swarm; None where it has not said.
     """
 
     peer_id: PeerId
@@ -38,6 +39,7 @@ class PeerView:
     latency: float | None = None
     models: int = 0
     stake: Amount = FREE
+    foreign: bool | None = None
 
 
 class Peers(Protocol):
@@ -64,6 +66,7 @@ class PeerBody(Struct):
     latency_ms: Annotated[float | None, Meta(description="Of the last ping; null where there was none.")]
     models: Annotated[int, Meta(description="How many it offers.")]
     stake: Mesh
+    foreign: Annotated[bool | None, Meta(description="Of another swarm; null where it has not said.")]
 
 
 class PeersBody(Struct):
@@ -89,4 +92,5 @@ async def get_peers(peers: Peers, request: Request) -> Response:
 
 def _render(peer: PeerView) -> PeerBody:
     latency = None if peer.latency is None else round(peer.latency * 1000, 3)
-    return PeerBody(peer.peer_id, peer.state, peer.addresses, latency, peer.models, mesh(peer.stake))
+    stake = mesh(peer.stake)
+    return PeerBody(peer.peer_id, peer.state, peer.addresses, latency, peer.models, stake, peer.foreign)

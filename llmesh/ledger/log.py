@@ -93,6 +93,10 @@ class LogLedger:
         """Whether a credit or a case is spent."""
         return self._books.used(mark)
 
+    def stake_of(self, owner: Address) -> Amount:
+        """What an address has bonded, without waiting."""
+        return self._books.account(owner).stake
+
     async def channel(self, id: ChannelId) -> LedgerChannel | None:
         """A channel's deposit."""
         return self._books.channel(id)

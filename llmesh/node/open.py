@@ -20,7 +20,6 @@ from llmesh.core import binding
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import DOMAIN, read_packed
 from llmesh.core.credentials import Credentials
-from llmesh.core.directory import Bounds
 from llmesh.core.exchange import Event
 from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt, Consumer
@@ -39,6 +38,7 @@ from llmesh.mesh.events import Events
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.follower import Follower, Members
 from llmesh.mesh.issuer import Issuing
+from llmesh.mesh.market import Bonds, Market
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
@@ -195,11 +195,12 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             open_discovery(
                 host,
                 handlers | {artifact.PROTOCOL: artifact.handler(seeder.serve, throttle)},
-                _settings(config, home, log, events),
+                _settings(config, home, events),
             ) as discovery,
         ):
             dial_backs = DialBacks(host, discovery.sessions)
             reputation = Reputation(discovery.is_down)
+            market = Market(host.peer_id, discovery, Bonds(log.chain, log.min_stake, log.stake_of), time.time)
             rooms = Rooms(
                 events=events,
                 courier=courier,
@@ -208,9 +209,10 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 keys=keys,
                 swarm=swarm,
                 discovery=discovery,
+                market=market,
                 provider=provider,
                 announcer=_announcer(home, host, discovery, log, credentials),
-                router=Router(provider, discovery.sessions, discovery, reputation),
+                router=Router(provider, discovery.sessions, market, reputation),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
                 runtime=runtime,
                 store=store,
@@ -266,10 +268,9 @@ async def _open_host(config: NodeConfig, home: Home) -> AsyncIterator[Host]:
         yield host
 
 
-def _settings(config: NodeConfig, home: Home, log: LogLedger, events: Events) -> DiscoverySettings:
+def _settings(config: NodeConfig, home: Home, events: Events) -> DiscoverySettings:
     return DiscoverySettings(
         bootstrap=contacts((*config.bootstrap, *home.members)),
-        bounds=Bounds(min_stake=log.min_stake),
         events=events,
     )
 

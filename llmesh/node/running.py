@@ -15,18 +15,16 @@ from llmesh import __version__
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.encoding import Json, Tensor, Value
-from llmesh.core.evidence import Evidence
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.model import Card
-from llmesh.core.operations import Slash, StartUnbond, Withdraw
 from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.core.wishes import Wishes
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
-from llmesh.gateway.peers import PeerState, PeerView
+from llmesh.gateway.peers import PeerView
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.gateway.wallet import Wallet
 from llmesh.gateway.webhooks.courier import Courier
@@ -37,12 +35,14 @@ from llmesh.mesh.discovery import Discovery
 from llmesh.mesh.download import Progress, Report
 from llmesh.mesh.events import Events, ModelDeployed, TransferProgressed
 from llmesh.mesh.fetcher import Fetcher
+from llmesh.mesh.market import Market
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router, Streamed
 from llmesh.mesh.witness import asked
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
+from llmesh.node.neighbours import neighbours
 from llmesh.node.swarm import LIFETIME, Swarm
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.deposit import deposit
@@ -69,6 +69,7 @@ class Rooms:
     keys: Keys
     swarm: Swarm
     discovery: Discovery
+    market: Market
     provider: Provider
     announcer: Announcer
     router: Router
@@ -187,20 +188,11 @@ class Node:
 
     def offers_of(self, model: ModelId) -> Sequence[tuple[Offer, Announcement]]:
         """Every offer of a model, by whomever, as known here and now."""
-        return self._rooms.discovery.lookup(ModelRef("", id=model))
+        return self._rooms.market.lookup(ModelRef("", id=model))
 
     def peers(self, limit: int) -> list[PeerView]:
         """At most so many other nodes, those in a session with this one first."""
-        discovery = self._rooms.discovery
-        said = {each.peer_id: each for each in discovery.announcements() if each.peer_id != self.peer_id}
-        live = {session.peer_id: session for session in discovery.sessions.live()}
-        near = [_seen("connected", id, said.get(id), live[id].round_trip) for id in live]
-        far = [
-            _seen("down" if discovery.is_down(id) else "known", id, said[id], None)
-            for id in said
-            if id not in live
-        ]
-        return [*near, *far][:limit]
+        return neighbours(self.peer_id, self._rooms.discovery, self._rooms.market, limit)
 
     async def fetch(self, ref: ModelRef, report: Report) -> ModelId:
         """Bring a model of the mesh into the store, verified; see `Fetcher.fetch`.
@@ -227,7 +219,7 @@ class Node:
         Raises what `fetch` and `deploy` raise, and ModelNotFound where nobody offers it.
         """
         model = await self.fetch(ref, report)
-        found = [offer for offer, _ in self._rooms.discovery.lookup(ModelRef("", id=model))]
+        found = [offer for offer, _ in self._rooms.market.lookup(ModelRef("", id=model))]
         if not found:
             raise ModelNotFound(f"Nobody offers {ref} any more; its files are in the store.")
         # The same files may be on offer under other names, too.
@@ -270,7 +262,7 @@ class Node:
         self, part: str, max_fee: Amount | None, limit: int
     ) -> Sequence[tuple[Offer, Announcement]]:
         """Offers of the mesh, as known here and now."""
-        return self._rooms.discovery.search(part, max_fee, limit)
+        return self._rooms.market.search(part, max_fee, limit)
 
     async def infer(
         self, request: InferenceRequest, wishes: Wishes | None = None, purse: DurablePurse | None = None
@@ -347,24 +339,6 @@ class Node:
         """
         return await self.swarm.invite(self.dial_addresses, credit, lifetime)
 
-    async def unbond(self, amount: Amount) -> None:
-        """Stop a part of the stake from counting; `withdraw_stake` takes it out after the unbonding time.
-
-        Raises InsufficientStake for more than is bonded, TransactionFailed as `Teller.perform` does.
-        """
-        await self.swarm.teller.perform(StartUnbond(amount))
-
-    async def withdraw_stake(self) -> None:
-        """Put what was unbonded back into the balance.  Raises Conflict before its time, or as `unbond`."""
-        await self.swarm.teller.perform(Withdraw())
-
-    async def slash(self, evidence: Evidence) -> None:
-        """Take the stake of a provider that is proved to have cheated; half of it comes to this node.
-
-        Raises ValidationFailed where nothing is proved, Conflict for a case that was punished before.
-        """
-        await self.swarm.teller.perform(Slash(evidence))
-
     async def reachable_at(self) -> tuple[str, ...]:
         """Wait until a peer has dialled back; the addresses that work, none for a consumer only."""
         return await self._rooms.reachability.known()
@@ -376,12 +350,6 @@ def _tensor(value: Value) -> Value:
         return value
     array: Any = value
     return Tensor(str(array.dtype), tuple(array.shape), array.tobytes())
-
-
-def _seen(state: PeerState, id: PeerId, said: Announcement | None, latency: float | None) -> PeerView:
-    if said is None:
-        return PeerView(id, state, latency=latency)
-    return PeerView(id, state, said.addresses, latency, len(said.offers), said.stake)
 
 
 def _view(worker: WorkerStatus) -> WorkerView:

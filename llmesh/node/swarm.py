@@ -18,9 +18,10 @@ from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs
 from llmesh import crypto
 from llmesh.core.address import Address, address_text
 from llmesh.core.amount import Amount
+from llmesh.core.evidence import Evidence
 from llmesh.core.genesis import Genesis, SignedGenesis, sign_genesis
 from llmesh.core.invite import MAX_ADDRESSES, Credit, Invite, SignedCredit, invite_text, sign_credit
-from llmesh.core.operations import Bond, Redeem
+from llmesh.core.operations import Bond, Redeem, Slash, StartUnbond, Withdraw
 from llmesh.core.rules import credit_mark
 from llmesh.core.signer import Signer
 from llmesh.errors import (
@@ -93,6 +94,24 @@ class Swarm:
     log: LogLedger
     ledger: Ledger
     teller: Teller
+
+    async def unbond(self, amount: Amount) -> None:
+        """Stop a part of the stake from counting; `withdraw_stake` takes it out after the unbonding time.
+
+        Raises InsufficientStake for more than is bonded, TransactionFailed as `Teller.perform` does.
+        """
+        await self.teller.perform(StartUnbond(amount))
+
+    async def withdraw_stake(self) -> None:
+        """Put what was unbonded back into the balance.  Raises Conflict before its time, or as `unbond`."""
+        await self.teller.perform(Withdraw())
+
+    async def slash(self, evidence: Evidence) -> None:
+        """Take the stake of a provider that is proved to have cheated; half of it comes to this node.
+
+        Raises ValidationFailed where nothing is proved, Conflict for a case that was punished before.
+        """
+        await self.teller.perform(Slash(evidence))
 
     def view(self, balance: Amount) -> SwarmView:
         """What `status` shows of it."""

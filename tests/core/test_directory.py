@@ -125,14 +125,6 @@ def test_changes_since_a_cursor() -> None:
     assert len(directory.changes(Cursor(2, 99), NOW)) == 2, "a cursor of another life counts for nothing"
 
 
-def test_too_little_stake_is_refused_but_may_withdraw() -> None:
-    directory = Directory(ME, 1, Bounds(min_stake=Amount(10)))
-    assert directory.add(record("p", 1, offer(), stake=10), NOW) is Verdict.NEW
-    assert directory.add(record("p", 2, offer(), stake=9), NOW) is Verdict.REFUSED
-    assert directory.add(record("p", 3, stake=9), NOW) is Verdict.NEW
-    assert directory.add(record(ME, 1, offer()), NOW) is Verdict.NEW, "our own is not ours to refuse"
-
-
 def test_one_neighbourhood_gets_a_bounded_part() -> None:
     directory = Directory(ME, 1, Bounds(peers_per_neighbourhood=2))
     here, there = "/ip4/192.0.2.{}/tcp/1", "/ip4/198.51.100.1/tcp/1"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +18,10 @@ from typing import Any, TypeVar
 
 import psutil
 
+from llmesh.node.owner import fitting_path
+
 T = TypeVar("T")
+JSON = {"content-type": "application/json"}
 
 DEMO = "sentiment-analyzer"
 TEXT = "这太棒了！"
@@ -87,6 +92,17 @@ class NodeProcess:
         self.process.kill()
         self.process.wait()
 
+    def invite(self, credit: float = 0) -> str:
+        """A line by which another node joins its swarm, made by its owner's socket."""
+        with fitting_path(self.folder) as path, socket.socket(socket.AF_UNIX) as stream:
+            stream.connect(path)
+            asked = http.client.HTTPConnection("owner")
+            asked.sock = stream
+            asked.request("POST", "/owner/invite", json.dumps({"credit": credit}), JSON)
+            answer = json.load(asked.getresponse())
+        line: str = answer["invite"]
+        return line
+
     # --- its gateway --------------------------------------------------------------------------
 
     def get(self, path: str) -> Any:
@@ -99,8 +115,7 @@ class NodeProcess:
     def infer(self, model: str = DEMO, values: Any = TEXT, **more: Any) -> tuple[int, Any]:
         """The HTTP status and the body of one inference."""
         body = json.dumps({"model": model, "input": values, **more}).encode()
-        headers = {"content-type": "application/json"}
-        return self._open(urllib.request.Request(self.url + "/api/v1/inference", body, headers))
+        return self._open(urllib.request.Request(self.url + "/api/v1/inference", body, JSON))
 
     def _open(self, request: urllib.request.Request) -> tuple[int, Any]:
         try:

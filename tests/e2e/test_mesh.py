@@ -29,13 +29,13 @@ def a(mesh: Mesh) -> NodeProcess:
 
 @pytest.fixture(scope="module")
 def b(mesh: Mesh, a: NodeProcess) -> NodeProcess:
-    return mesh.start("b", "--bootstrap", a.address).ready()
+    return mesh.start("b", "--join", a.invite(credit=10)).ready()
 
 
 @pytest.fixture
 def c(mesh: Mesh, a: NodeProcess, b: NodeProcess) -> Iterator[NodeProcess]:
     """A node with the demo model, known to A as its only provider."""
-    node = mesh.start("c", "--bootstrap", a.address, "--deploy", f"{SENTIMENT_ANALYZER},name={DEMO},fee=0.1")
+    node = mesh.start("c", "--join", a.invite(), "--deploy", f"{SENTIMENT_ANALYZER},name={DEMO},fee=0.1")
     node.ready()
     until(lambda: a.infer()[0] == 200, 5, "C's model runs through A")
     yield node
@@ -170,10 +170,13 @@ def test_one_name_for_two_models_means_one_of_them(mesh: Mesh, a: NodeProcess, t
     other = shutil.copytree(SENTIMENT_ANALYZER, tmp_path / "other")
     (other / "README.md").write_text("Another model altogether.\n")
     nodes = [
-        mesh.start(name, "--bootstrap", a.address, "--stake", stake, "--deploy", f"{path},name=twin").ready()
+        mesh.start(
+            name, "--join", a.invite(credit=20), "--stake", stake, "--deploy", f"{path},name=twin"
+        ).ready()
         for name, path, stake in (("one", SENTIMENT_ANALYZER, "10"), ("two", other, "20"))
     ]
     until(lambda: len(a.models("?name=twin")) == 2, 5, "both are found")
+    assert sorted(model["stake"] for model in a.models("?name=twin")) == [10, 20]
     ids = {model["provider"]: model["model_id"] for model in a.models("?name=twin")}
     assert len(set(ids.values())) == 2
     answers = [a.infer("twin") for _ in range(20)]
@@ -209,3 +212,16 @@ def test_peers_tell_each_node_that_it_can_be_reached(a: NodeProcess, b: NodeProc
     for node in (a, b):
         until(lambda node=node: node.get("/api/v1/status")["reachable"], 20, "reachable")
         assert f"Other nodes can reach this one at {node.address}" in node.said()
+
+
+def test_a_node_of_another_swarm_is_shown_as_foreign_and_its_stake_does_not_count(
+    mesh: Mesh, a: NodeProcess
+) -> None:
+    given = f"{SENTIMENT_ANALYZER},name=gift"
+    lone = mesh.start("lone", "--bootstrap", a.address, "--stake", "1000", "--deploy", given).ready()
+    until(lambda: a.models("?name=gift"), 5, "found")
+    assert [model["stake"] for model in a.models("?name=gift")] == [0]
+    peers = {peer["peer_id"]: peer for peer in a.get("/api/v1/peers")["peers"]}
+    assert (peers[lone.id]["foreign"], peers[lone.id]["stake"]) == (True, 0)
+    assert a.infer("gift")[1]["provider"] == lone.id
+    assert lone.stop() == 0

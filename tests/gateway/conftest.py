@@ -118,7 +118,7 @@ class FakeNode:
         self.events = Events()
 
     def peers(self, limit: int) -> Sequence[PeerView]:
-        known = PeerView(OTHER, "down", ("/ip4/10.0.0.2/tcp/4001",), None, 2, Amount.parse(7))
+        known = PeerView(OTHER, "down", ("/ip4/10.0.0.2/tcp/4001",), None, 2, Amount.parse(7), True)
         return [PeerView(PROVIDER, "connected", latency=0.0123456), known][:limit]
 
     async def status(self) -> NodeStatus:

@@ -158,9 +158,9 @@ async def test_peers_are_told(node) -> None:
         {
             "peers": [
                 {"peer_id": PROVIDER, "state": "connected", "addresses": [], "latency_ms": 12.346,
-                 "models": 0, "stake": 0},
+                 "models": 0, "stake": 0, "foreign": None},
                 {"peer_id": OTHER, "state": "down", "addresses": ["/ip4/10.0.0.2/tcp/4001"],
-                 "latency_ms": None, "models": 2, "stake": 7},
+                 "latency_ms": None, "models": 2, "stake": 7, "foreign": True},
             ]
         },
     )  # fmt: skip

@@ -92,16 +92,16 @@ async def test_a_member_comes_back_with_and_without_its_issuer(make: Make) -> No
     async with open_node(make("member", stake=MESH(1000))) as member:  # nobody else is there
         assert await money(member) == before
         with pytest.raises(TransactionFailed, match="cannot be reached"):
-            await member.unbond(MESH(400))
+            await member.swarm.unbond(MESH(400))
         assert await money(member) == before
     async with open_node(make("issuer")) as issuer:
         again = values.invite(await issuer.invite())
         async with open_node(make("member", join=again)) as member:
             await until(member, MESH(4000), MESH(600))  # what could not be sent before
             with pytest.raises(Conflict, match="possible in"):
-                await member.withdraw_stake()
+                await member.swarm.withdraw_stake()
             with pytest.raises(InsufficientStake):
-                await member.unbond(MESH(601))
+                await member.swarm.unbond(MESH(601))
     assert used is not None
 
 

@@ -19,7 +19,6 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import DOMAIN, Offer
 from llmesh.core.binding import DOMAIN as BINDING
 from llmesh.core.credentials import Credentials
-from llmesh.core.directory import Bounds
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import Card
 from llmesh.core.reference import ModelRef
@@ -137,7 +136,6 @@ class Mesh:
     ) -> None:
         settings = DiscoverySettings(
             bootstrap=[node.contact for node in knows],
-            bounds=Bounds(min_stake=min_stake),
             limits=limits,
             clock=clock,
             rng=Random(number),

@@ -303,13 +303,3 @@ async def test_find_by_what_only_a_peer_knows(mesh: OpenMesh, autojump_clock: Mo
         assert first.providers() == set()
         await first.discovery.find(ModelRef(NAME))
         assert first.providers() == {second.peer_id}
-
-
-async def test_too_little_stake_is_not_taken_from_others(mesh: OpenMesh, autojump_clock: MockClock) -> None:
-    async with mesh() as m:
-        strict = await m.node(0, min_stake="5000")
-        lax = await m.node(1, strict)
-        lax.announcer.offer(m.offer())
-        await trio.sleep(60)
-        assert lax.providers() == {lax.peer_id}
-        assert strict.providers() == set()
