@@ -46,6 +46,7 @@ DOORS = {
     "msgspec": ("llmesh/gateway/",),
     "click": ("llmesh/node/",),
     "limits": ("llmesh/gateway/limits.py",),
+    "prometheus_client": ("llmesh/gateway/metrics.py",),
 }
 CORE_MAY = set(sys.stdlib_module_names) | {"llmesh"}
 CORE_MAY_NOT = {"asyncio", "random", "secrets", "socket", "threading", "time"}

@@ -11,6 +11,7 @@ from typing import TypeAlias, cast
 from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
 
+from llmesh.core.meter import Meter, Metric
 from llmesh.errors import (
     Conflict,
     InsufficientBalance,
@@ -56,12 +57,16 @@ _ROUTER_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """Whom to serve and how much to take: `max_body` in bytes, `body_timeout` in seconds, WebSockets."""
+    """Whom to serve and how much to take: `max_body` in bytes, `body_timeout` in seconds, WebSockets.
+
+    Answers are counted by `meter`.
+    """
 
     gate: Gate = field(default_factory=Gate)
     max_body: int = 16 * 1024 * 1024
     body_timeout: float = 20.0
     sockets: Bounds = field(default_factory=Bounds)
+    meter: Meter = field(default_factory=Meter)
 
 
 def create_app(
@@ -99,7 +104,7 @@ def application(table: Iterable[Route], settings: GatewaySettings) -> QuartTrio:
         )
     app.before_request(partial(_admit, settings.gate, scopes))
     app.register_error_handler(Exception, _fail)
-    app.after_request(_stamp)
+    app.after_request(partial(_stamp, settings.meter))
     return app
 
 
@@ -162,7 +167,10 @@ def _more_may_come(asked: Request) -> bool:
     return not asked.body.whole and (size is None or size > HELD)
 
 
-async def _stamp(response: Response) -> Response:
-    response.headers["X-Request-Id"] = _current().id
+async def _stamp(meter: Meter, response: Response) -> Response:
+    asked = _current()
+    route = asked.url_rule.rule if asked.url_rule else "none"
+    meter.count(Metric.HTTP_ANSWERS, asked.method, route, str(response.status_code))
+    response.headers["X-Request-Id"] = asked.id
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -15,11 +15,13 @@ __all__ = ["EVERYTHING", "GRANTS", "OWNER", "Caller", "Counted", "Scope"]
 class Scope(StrEnum):
     """What a route is for; each route names one.
 
-    OPEN takes no key at all; READ comes with every key; OWNER is never given to a key.
+    OPEN takes no key at all; READ comes with every key, and with it METRICS, which is not counted; OWNER
+    is never given to a key.
     """
 
     OPEN = "open"
     READ = "read"
+    METRICS = "metrics"
     INFERENCE = "inference"
     DEPLOY = "deploy"
     WEBHOOKS = "webhooks"

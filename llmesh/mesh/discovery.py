@@ -19,6 +19,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer, SignedAnnouncement
 from llmesh.core.directory import Bounds, Directory
 from llmesh.core.ids import PeerId
+from llmesh.core.meter import Meter
 from llmesh.core.peering import Pace
 from llmesh.core.query import Answer, News, Parting, Query, Record, Search
 from llmesh.core.reconcile import Learnt, answer, take
@@ -33,6 +34,7 @@ from llmesh.mesh.witness import offer_changes
 from llmesh.net.call import Handler
 from llmesh.net.directory import PROTOCOL, ask, handler, lenient
 from llmesh.net.host import Host, PeerAddress
+from llmesh.net.metered import MeteredDht
 from llmesh.net.session import Session
 from llmesh.net.sessions import Sessions, open_sessions
 
@@ -52,7 +54,7 @@ DIALLING = 5.0
 class DiscoverySettings:
     """Whom to know first, how much to hold, how many sessions to keep, where to tell of peers and offers.
 
-    `clock` is seconds since 1970.
+    `clock` is seconds since 1970; `meter` counts bytes and calls of the hash table.
     """
 
     bootstrap: Sequence[PeerAddress] = ()
@@ -61,6 +63,7 @@ class DiscoverySettings:
     clock: Callable[[], float] = time.time
     rng: Random = field(default_factory=SystemRandom)
     events: Events = field(default_factory=Events)
+    meter: Meter = field(default_factory=Meter)
 
 
 class Discovery:
@@ -80,7 +83,7 @@ class Discovery:
         self._gossip = Gossip(self.directory, sessions, self._take, rng)
         self._sync = Syncing(self.directory, sessions, self._gossip, self._take, clock, rng)
         self._peers = Peers(own, self.directory, sessions, settings.limits, clock, rng)
-        self._entry_points = EntryPoints(own, host.dht, clock, rng)
+        self._entry_points = EntryPoints(own, MeteredDht(host.dht, settings.meter), clock, rng)
         self._asking = Pace(100, 0.1)
         self._seeking = Pace(1, 30.0)
 
@@ -256,7 +259,8 @@ async def open_discovery(
         return await discovery.serve(query, peer)
 
     async with trio.open_nursery() as nursery:
-        async with open_sessions(host, {**handlers, PROTOCOL: handler(serve)}, changed) as sessions:
+        known = {**handlers, PROTOCOL: handler(serve)}
+        async with open_sessions(host, known, changed, settings.meter) as sessions:
             discovery = Discovery(host, sessions, settings, nursery)
             for contact in settings.bootstrap:
                 discovery.met(contact)

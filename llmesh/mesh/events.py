@@ -7,7 +7,7 @@ its reader is slow and counts what it lost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +18,7 @@ import trio
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Offer
 from llmesh.core.ids import ModelId, PeerId, RequestId
+from llmesh.core.inference import Usage
 from llmesh.errors import MeshError
 from llmesh.mesh.download import Progress
 
@@ -38,6 +39,7 @@ __all__ = [
     "TransferProgressed",
 ]
 
+_NO_USAGE = Usage()
 CAPACITY = 256
 """Events that wait for one subscriber; the oldest goes when one more comes."""
 
@@ -91,6 +93,7 @@ class InferenceEnded:
     fee: Amount
     latency_ms: float
     error: MeshError | None = None
+    usage: Usage = _NO_USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +178,16 @@ class Subscription:
 
 
 class Events:
-    """Where this node's parts tell what happens, and others hear of it."""
+    """Where this node's parts tell what happens, and others hear of it; `hear` hears all, and at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Callable[[MeshEvent], None] | None = None) -> None:
+        self._hear = hear
         self._subscriptions: set[Subscription] = set()
 
     def tell(self, event: MeshEvent) -> None:
         """Tell all who want to know; never waits and never fails."""
+        if self._hear is not None:
+            self._hear(event)
         for subscription in self._subscriptions:
             subscription.tell(event)
 

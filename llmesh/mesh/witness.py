@@ -12,7 +12,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import Offer
 from llmesh.core.exchange import Completed, Event
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result
+from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result, Usage
 from llmesh.errors import MeshError
 from llmesh.mesh.events import Events, InferenceEnded, ModelAnnounced, ModelChange, Served
 from llmesh.mesh.provider import Provider
@@ -76,7 +76,7 @@ async def _watched(
 ) -> AsyncGenerator[Event]:
     async for piece in pieces:
         if isinstance(piece, Completed):
-            events.tell(_served(provider, attempt, since, piece.fee, None))
+            events.tell(_served(provider, attempt, since, piece.fee, usage=piece.usage))
         yield piece
 
 
@@ -100,7 +100,12 @@ def _by_name(offers: Sequence[Offer]) -> dict[tuple[ModelId, str, str], Offer]:
 
 
 def _served(
-    provider: Provider, attempt: Attempt, since: float, fee: Amount, error: MeshError | None
+    provider: Provider,
+    attempt: Attempt,
+    since: float,
+    fee: Amount,
+    error: MeshError | None = None,
+    usage: Usage = Usage(),  # noqa: B008 - frozen
 ) -> InferenceEnded:
     names = {offer.model_id: offer.card.name for offer in provider.offers}
     return InferenceEnded(
@@ -112,6 +117,7 @@ def _served(
         fee,
         (trio.current_time() - since) * 1000,
         error,
+        usage,
     )
 
 
@@ -127,4 +133,5 @@ def _ended(
         result.fee if result else _NOTHING,
         result.latency_ms if result else seconds * 1000,
         error,
+        result.usage if result else Usage(),
     )

@@ -17,9 +17,11 @@ import trio
 
 from llmesh.core.frames import Hello
 from llmesh.core.ids import PeerId
+from llmesh.core.meter import Meter
 from llmesh.errors import MeshError, NodeUnreachable
 from llmesh.net.call import Handler
 from llmesh.net.host import Host, Link
+from llmesh.net.metered import MeteredLink
 from llmesh.net.session import Session
 
 __all__ = ["OnChange", "Sessions", "open_sessions"]
@@ -41,11 +43,17 @@ _AGENT = f"llmesh/{version('llmesh-network')}"
 
 @asynccontextmanager
 async def open_sessions(
-    host: Host, handlers: Mapping[str, Handler], on_change: OnChange | None = None
+    host: Host,
+    handlers: Mapping[str, Handler],
+    on_change: OnChange | None = None,
+    meter: Meter | None = None,
 ) -> AsyncIterator[Sessions]:
-    """Serve `handlers` (by protocol) to every peer that links to `host`; leaving closes all sessions."""
+    """Serve `handlers` (by protocol) to every peer that links to `host`; leaving closes all sessions.
+
+    `meter` counts their bytes.
+    """
     async with trio.open_nursery() as nursery:
-        sessions = Sessions(host, handlers, on_change or _ignore, nursery)
+        sessions = Sessions(host, handlers, on_change or _ignore, meter or Meter(), nursery)
         host.serve(sessions.accept)
         try:
             yield sessions
@@ -69,11 +77,17 @@ class Sessions:
     """The sessions of a node; made by `open_sessions`."""
 
     def __init__(
-        self, host: Host, handlers: Mapping[str, Handler], on_change: OnChange, nursery: trio.Nursery
+        self,
+        host: Host,
+        handlers: Mapping[str, Handler],
+        on_change: OnChange,
+        meter: Meter,
+        nursery: trio.Nursery,
     ) -> None:
         self._host = host
         self._handlers = handlers
         self._on_change = on_change
+        self._meter = meter
         self._nursery = nursery
         self._sessions: dict[PeerId, list[Session]] = {}
         self._dials: dict[PeerId, _Dial] = {}
@@ -153,7 +167,7 @@ class Sessions:
     async def _attend(self, link: Link, over: trio.Event) -> None:
         """The whole life of one session."""
         hello = Hello(_AGENT, link.remote_address, self._host.addresses)
-        session = Session(link, self._handlers, hello, self._add)
+        session = Session(MeteredLink(link, self._meter), self._handlers, hello, self._add)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._retire, session)

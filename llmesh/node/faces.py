@@ -13,6 +13,7 @@ from llmesh.gateway.gate import Gate
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.limits import Limits
+from llmesh.gateway.metrics import metrics_routes
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes, swarm_routes
 from llmesh.gateway.peers import peers_routes
@@ -38,7 +39,7 @@ def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.soc
         always=bool(config.trusted_proxy) or not ip_address(listener.getsockname()[0]).is_loopback,
         proxies=config.trusted_proxy,
     )
-    return create_app(node, node, node, GatewaySettings(gate), _routes(node))
+    return create_app(node, node, node, GatewaySettings(gate, meter=node.meter), _routes(node))
 
 
 def owner_app(home: Home, node: Node, keys: Keys, wallet: Wallet) -> App:
@@ -57,6 +58,7 @@ def _routes(node: Node) -> tuple[Route, ...]:
     return (
         *deploy_routes(node),
         *batch_routes(node),
+        *metrics_routes(node),
         *peers_routes(node),
         *receipts_routes(node.wallet),
         *webhook_routes(node.courier),

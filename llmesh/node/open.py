@@ -23,6 +23,7 @@ from llmesh.core.credentials import Credentials
 from llmesh.core.exchange import Event
 from llmesh.core.ids import PeerId
 from llmesh.core.inference import Attempt, Consumer
+from llmesh.core.meter import Meter
 from llmesh.core.signer import Signer
 from llmesh.core.typed import Chain
 from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
@@ -39,6 +40,7 @@ from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.follower import Follower, Members
 from llmesh.mesh.issuer import Issuing
 from llmesh.mesh.market import Bonds, Market
+from llmesh.mesh.metering import count
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
@@ -158,7 +160,8 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
     signer = account_signer(home)
     store = await _open_store(config, home, lambda: [offer.model_id for offer in provider.offers])
     throttle = Throttle(config.transfer_rate)
-    events = Events()
+    meter = Meter()
+    events = Events(partial(count, meter))
     async with (
         open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
@@ -195,7 +198,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             open_discovery(
                 host,
                 handlers | {artifact.PROTOCOL: artifact.handler(seeder.serve, throttle)},
-                _settings(config, home, events),
+                _settings(config, home, events, meter),
             ) as discovery,
         ):
             dial_backs = DialBacks(host, discovery.sessions)
@@ -203,6 +206,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             market = Market(host.peer_id, discovery, Bonds(log.chain, log.min_stake, log.stake_of), time.time)
             rooms = Rooms(
                 events=events,
+                meter=meter,
                 courier=courier,
                 host=host,
                 journal=journal,
@@ -268,10 +272,11 @@ async def _open_host(config: NodeConfig, home: Home) -> AsyncIterator[Host]:
         yield host
 
 
-def _settings(config: NodeConfig, home: Home, events: Events) -> DiscoverySettings:
+def _settings(config: NodeConfig, home: Home, events: Events, meter: Meter) -> DiscoverySettings:
     return DiscoverySettings(
         bootstrap=contacts((*config.bootstrap, *home.members)),
         events=events,
+        meter=meter,
     )
 
 

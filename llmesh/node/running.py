@@ -17,6 +17,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
+from llmesh.core.meter import Meter
 from llmesh.core.model import Card
 from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan
@@ -63,6 +64,7 @@ class Rooms:
     """The parts of a node, open and running."""
 
     events: Events
+    meter: Meter
     courier: Courier
     host: Host
     journal: Journal
@@ -89,6 +91,11 @@ class Node:
         self._rooms = rooms
         self._drain = drain
         self._since = trio.current_time()
+
+    @property
+    def meter(self) -> Meter:
+        """What it has counted since it started."""
+        return self._rooms.meter
 
     @property
     def courier(self) -> Courier:
