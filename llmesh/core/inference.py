@@ -11,6 +11,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.encoding import Value
 from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
 from llmesh.core.reference import ModelRef
+from llmesh.core.trace import Trace
 
 if TYPE_CHECKING:  # so that a client needs no signatures to hold a result
     from llmesh.core.payment import Payment
@@ -39,7 +40,7 @@ class InferenceRequest:
 class Attempt:
     """One try of a request at one provider: `quote` is the most it may charge, `timeout` what is left.
 
-    Work that costs something comes with its `payment`.
+    Work that costs something comes with its `payment`; `trace` is whose story it is part of.
     """
 
     request_id: RequestId
@@ -49,6 +50,7 @@ class Attempt:
     quote: Amount
     timeout: float
     payment: Payment | None = None
+    trace: Trace | None = None
 
     @property
     def id(self) -> AttemptId:

@@ -12,6 +12,7 @@ from quart import Response, has_request_context, request
 from quart_trio import QuartTrio
 
 from llmesh.core.meter import Meter, Metric
+from llmesh.core.trace import read_trace
 from llmesh.errors import (
     Conflict,
     InsufficientBalance,
@@ -44,6 +45,7 @@ from llmesh.gateway.schema import (
 from llmesh.gateway.status import NodeView, get_health, get_readiness, get_status
 from llmesh.gateway.websocket.route import Sockets, add_websocket
 from llmesh.gateway.websocket.socket import Bounds
+from llmesh.mesh.tracing import follow_trace, new_trace
 
 __all__ = ["App", "GatewaySettings", "application", "create_app", "routes"]
 
@@ -148,6 +150,7 @@ def _current() -> Request:
 
 async def _admit(gate: Gate, scopes: Mapping[str, Scope]) -> None:
     asked = _current()
+    follow_trace(read_trace(asked.headers.get("traceparent", "")) or new_trace())
     asked.caller = gate.admit(asked, scopes.get(asked.endpoint or ""))
 
 

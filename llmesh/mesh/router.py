@@ -35,6 +35,7 @@ from llmesh.mesh.candidates import Candidates, Offers
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.spending import held
+from llmesh.mesh.tracing import current_trace
 from llmesh.net.inference import ask
 from llmesh.net.sessions import Sessions
 
@@ -244,6 +245,7 @@ class Router:
             run.request.input,
             candidate.fee,
             run.deadline - now,
+            trace=current_trace(),
         )
         async with held(run.purse, attempt, lambda: run.accepted) as spend:
             with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:

@@ -17,6 +17,7 @@ from llmesh.errors import MeshError
 from llmesh.mesh.events import Events, InferenceEnded, ModelAnnounced, ModelChange, Served
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.router import Streamed
+from llmesh.mesh.tracing import traced
 from llmesh.net.inference import Serve
 
 __all__ = ["Witness", "asked", "offer_changes", "seen"]
@@ -42,14 +43,15 @@ class Witness:
 def asked(events: Events, request: InferenceRequest) -> Iterator[Witness]:
     """Around an inference that this node asks for: tells its end, unless it is given up."""
     witness, since, error = Witness(), trio.current_time(), None
-    try:
-        yield witness
-    except MeshError as failed:
-        error = failed
-        raise
-    finally:
-        if witness.result is not None or error is not None:
-            events.tell(_ended(request, witness.result, error, trio.current_time() - since))
+    with traced(None):
+        try:
+            yield witness
+        except MeshError as failed:
+            error = failed
+            raise
+        finally:
+            if witness.result is not None or error is not None:
+                events.tell(_ended(request, witness.result, error, trio.current_time() - since))
 
 
 def seen(events: Events, provider: Provider) -> Serve:
@@ -58,15 +60,16 @@ def seen(events: Events, provider: Provider) -> Serve:
     @asynccontextmanager
     async def served(attempt: Attempt, consumer: Consumer) -> AsyncGenerator[AsyncIterator[Event]]:
         since = trio.current_time()
-        try:
-            async with (
-                provider.serve(attempt, consumer) as pieces,
-                aclosing(_watched(events, provider, attempt, since, pieces)) as watched,
-            ):
-                yield watched
-        except MeshError as error:
-            events.tell(_served(provider, attempt, since, _NOTHING, error))
-            raise
+        with traced(attempt.trace):
+            try:
+                async with (
+                    provider.serve(attempt, consumer) as pieces,
+                    aclosing(_watched(events, provider, attempt, since, pieces)) as watched,
+                ):
+                    yield watched
+            except MeshError as error:
+                events.tell(_served(provider, attempt, since, _NOTHING, error))
+                raise
 
     return served
 

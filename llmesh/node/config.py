@@ -230,6 +230,14 @@ class NodeConfig:
             "LEVEL",
         ),
     ] = "warning"
+    log_format: Annotated[
+        str,
+        Option(
+            "How messages are logged: text for people, json for programs.",
+            values.choice("text", "json"),
+            "FORMAT",
+        ),
+    ] = "text"
 
 
 OPTIONS: dict[str, Option] = {
@@ -264,3 +272,4 @@ class NodeOptions(TypedDict, total=False):
     webhook_hours: int | float
     mdns: bool
     log_level: str
+    log_format: str

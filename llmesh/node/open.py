@@ -35,7 +35,7 @@ from llmesh.journal.open import Journal, open_journal
 from llmesh.ledger.log import LogLedger
 from llmesh.mesh.announcer import Announcer, Author
 from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
-from llmesh.mesh.events import Events
+from llmesh.mesh.events import Events, MeshEvent
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.follower import Follower, Members
 from llmesh.mesh.issuer import Issuing
@@ -66,6 +66,7 @@ from llmesh.node.owner import owner_socket
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
 from llmesh.node.swarm import Swarm, account_signer, announce_stake, open_log, take_part
+from llmesh.node.telemetry import log_event
 from llmesh.node.values import Deployment
 from llmesh.runtime.sandbox import SandboxLevel
 from llmesh.runtime.settings import WorkerSettings
@@ -161,7 +162,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
     store = await _open_store(config, home, lambda: [offer.model_id for offer in provider.offers])
     throttle = Throttle(config.transfer_rate)
     meter = Meter()
-    events = Events(partial(count, meter))
+    events = Events(partial(_hear, meter))
     async with (
         open_worker_runtime(_worker_settings(config)) as runtime,
         _open_host(config, home) as host,
@@ -278,6 +279,11 @@ def _settings(config: NodeConfig, home: Home, events: Events, meter: Meter) -> D
         events=events,
         meter=meter,
     )
+
+
+def _hear(meter: Meter, event: MeshEvent) -> None:
+    count(meter, event)
+    log_event(event)
 
 
 def _members(home: Home, discovery: Discovery) -> list[PeerAddress]:

@@ -34,7 +34,7 @@ def run_node(config: NodeConfig) -> None:
 
     Raises StartRefused, or a MeshError for a bad model, where the node cannot start as configured.
     """
-    log_to_stderr(config.log_level)
+    log_to_stderr(config.log_level, config.log_format)
     with lone_errors():
         trio.run(_main, config)
 

@@ -21,6 +21,7 @@ from llmesh.core.ids import ModelId, RequestId
 from llmesh.core.inference import Attempt, Chunk, Usage
 from llmesh.core.payment import Payment
 from llmesh.core.receipt import read_receipt
+from llmesh.core.trace import MAX_TRACE, read_trace
 from llmesh.core.voucher import ChannelId, read_voucher
 from llmesh.errors import ValidationFailed
 from llmesh.wire import inference_pb2 as pb
@@ -47,6 +48,7 @@ def encode_request(attempt: Attempt) -> bytes:
         attempt=attempt.number,
         model_id=bytes.fromhex(attempt.model_id),
         quote=_amount_bytes(attempt.quote),
+        trace=str(attempt.trace or ""),
     )
     if attempt.payment is not None:
         _encode_payment(attempt.payment, message)
@@ -68,6 +70,7 @@ def decode_request(data: bytes, timeout: float) -> Attempt:
         quote=_amount(message.quote),
         timeout=timeout,
         payment=_decode_payment(message),
+        trace=read_trace(message.trace[:MAX_TRACE]),
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmesh/wire/inference.proto\x12\x0bllmesh.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"V\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.llmesh.wire.TensorH\x00\x12\x0e\n\x04json\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04kind\"\xf2\x01\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08model_id\x18\x03 \x01(\x0c\x12.\n\x05input\x18\x04 \x03(\x0b\x32\x1f.llmesh.wire.Request.InputEntry\x12\r\n\x05quote\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\x06 \x01(\x0c\x12\x0f\n\x07voucher\x18\x07 \x01(\x0c\x12\r\n\x05offer\x18\x08 \x01(\x0c\x1a@\n\nInputEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.llmesh.wire.Value:\x02\x38\x01\"1\n\x08\x41\x63\x63\x65pted\x12\x0e\n\x06queued\x18\x01 \x01(\r\x12\x15\n\rload_permille\x18\x02 \x01(\r\"\xaa\x01\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12.\n\x06values\x18\x04 \x03(\x0b\x32\x1e.llmesh.wire.Chunk.ValuesEntry\x1a\x41\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.llmesh.wire.Value:\x02\x38\x01\"c\n\tCompleted\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x0f\n\x07receipt\x18\x05 \x01(\x0cJ\x04\x08\x04\x10\x05\"\x8c\x01\n\x05\x45vent\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.llmesh.wire.AcceptedH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.llmesh.wire.ChunkH\x00\x12+\n\tcompleted\x18\x03 \x01(\x0b\x32\x16.llmesh.wire.CompletedH\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bllmesh/wire/inference.proto\x12\x0bllmesh.wire\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"V\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x06tensor\x18\x02 \x01(\x0b\x32\x13.llmesh.wire.TensorH\x00\x12\x0e\n\x04json\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x81\x02\n\x07Request\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08model_id\x18\x03 \x01(\x0c\x12.\n\x05input\x18\x04 \x03(\x0b\x32\x1f.llmesh.wire.Request.InputEntry\x12\r\n\x05quote\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63hannel\x18\x06 \x01(\x0c\x12\x0f\n\x07voucher\x18\x07 \x01(\x0c\x12\r\n\x05offer\x18\x08 \x01(\x0c\x12\r\n\x05trace\x18\t \x01(\t\x1a@\n\nInputEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.llmesh.wire.Value:\x02\x38\x01\"1\n\x08\x41\x63\x63\x65pted\x12\x0e\n\x06queued\x18\x01 \x01(\r\x12\x15\n\rload_permille\x18\x02 \x01(\r\"\xaa\x01\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12.\n\x06values\x18\x04 \x03(\x0b\x32\x1e.llmesh.wire.Chunk.ValuesEntry\x1a\x41\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.llmesh.wire.Value:\x02\x38\x01\"c\n\tCompleted\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x0f\n\x07receipt\x18\x05 \x01(\x0cJ\x04\x08\x04\x10\x05\"\x8c\x01\n\x05\x45vent\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.llmesh.wire.AcceptedH\x00\x12#\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x12.llmesh.wire.ChunkH\x00\x12+\n\tcompleted\x18\x03 \x01(\x0b\x32\x16.llmesh.wire.CompletedH\x00\x42\x06\n\x04kindb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,17 +40,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALUE']._serialized_start=98
   _globals['_VALUE']._serialized_end=184
   _globals['_REQUEST']._serialized_start=187
-  _globals['_REQUEST']._serialized_end=429
-  _globals['_REQUEST_INPUTENTRY']._serialized_start=365
-  _globals['_REQUEST_INPUTENTRY']._serialized_end=429
-  _globals['_ACCEPTED']._serialized_start=431
-  _globals['_ACCEPTED']._serialized_end=480
-  _globals['_CHUNK']._serialized_start=483
-  _globals['_CHUNK']._serialized_end=653
-  _globals['_CHUNK_VALUESENTRY']._serialized_start=588
-  _globals['_CHUNK_VALUESENTRY']._serialized_end=653
-  _globals['_COMPLETED']._serialized_start=655
-  _globals['_COMPLETED']._serialized_end=754
-  _globals['_EVENT']._serialized_start=757
-  _globals['_EVENT']._serialized_end=897
+  _globals['_REQUEST']._serialized_end=444
+  _globals['_REQUEST_INPUTENTRY']._serialized_start=380
+  _globals['_REQUEST_INPUTENTRY']._serialized_end=444
+  _globals['_ACCEPTED']._serialized_start=446
+  _globals['_ACCEPTED']._serialized_end=495
+  _globals['_CHUNK']._serialized_start=498
+  _globals['_CHUNK']._serialized_end=668
+  _globals['_CHUNK_VALUESENTRY']._serialized_start=603
+  _globals['_CHUNK_VALUESENTRY']._serialized_end=668
+  _globals['_COMPLETED']._serialized_start=670
+  _globals['_COMPLETED']._serialized_end=769
+  _globals['_EVENT']._serialized_start=772
+  _globals['_EVENT']._serialized_end=912
 # @@protoc_insertion_point(module_scope)

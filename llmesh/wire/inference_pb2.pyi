@@ -27,7 +27,7 @@ class Value(_message.Message):
     def __init__(self, text: _Optional[str] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., json: _Optional[bytes] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("request_id", "attempt", "model_id", "input", "quote", "channel", "voucher", "offer")
+    __slots__ = ("request_id", "attempt", "model_id", "input", "quote", "channel", "voucher", "offer", "trace")
     class InputEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class Request(_message.Message):
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     VOUCHER_FIELD_NUMBER: _ClassVar[int]
     OFFER_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     request_id: bytes
     attempt: int
     model_id: bytes
@@ -51,7 +52,8 @@ class Request(_message.Message):
     channel: bytes
     voucher: bytes
     offer: bytes
-    def __init__(self, request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., model_id: _Optional[bytes] = ..., input: _Optional[_Mapping[str, Value]] = ..., quote: _Optional[bytes] = ..., channel: _Optional[bytes] = ..., voucher: _Optional[bytes] = ..., offer: _Optional[bytes] = ...) -> None: ...
+    trace: str
+    def __init__(self, request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., model_id: _Optional[bytes] = ..., input: _Optional[_Mapping[str, Value]] = ..., quote: _Optional[bytes] = ..., channel: _Optional[bytes] = ..., voucher: _Optional[bytes] = ..., offer: _Optional[bytes] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("queued", "load_permille")

@@ -14,9 +14,12 @@ from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result
 from llmesh.core.reference import ModelRef
+from llmesh.core.trace import Trace
 from llmesh.errors import MeshError, ModelNotFound, RequestTimeout
 from llmesh.mesh.events import EventName, Events, InferenceEnded, Served, Subscription
+from llmesh.mesh.tracing import current_trace, traced
 from llmesh.mesh.witness import asked, seen
+from llmesh.net.inference import handler
 from tests.mesh.people import peer
 
 if TYPE_CHECKING:
@@ -91,3 +94,19 @@ async def test_a_provider_tells_of_what_it_serves(open_mesh: OpenMesh, autojump_
             ended = await only(told)
             assert isinstance(ended.error, RequestTimeout)
             assert ended.fee == Amount(0)
+
+
+async def test_a_trace_is_carried_over_the_mesh(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:
+    steps: list[Trace | None] = []
+    events = Events(lambda _: steps.append(current_trace()))
+    story = Trace("4b" * 16, "0f" * 8)
+    async with open_mesh() as mesh:
+        answer = handler(lambda attempt, consumer: seen(events, node.provider)(attempt, consumer))
+        node, asker = await mesh.add("node", answer=answer), await mesh.add("asker")
+        await node.deploy("senti", "c")
+        with traced(story):
+            await asker.router.infer(REQUEST)
+    (step,) = steps
+    assert step is not None
+    assert step.id == story.id
+    assert step.span not in (story.span, "")
