@@ -122,7 +122,21 @@ CREATE TABLE webhook (
 CREATE INDEX intent_account ON intent (kind, account, created);
 """
 
-_STEPS: tuple[str, ...] = (_FIRST, _WEBHOOKS)
+_OFFERS = f"""
+CREATE TABLE offer (
+    number INTEGER PRIMARY KEY,              -- the latest last
+    model TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    description TEXT NOT NULL,
+    licence TEXT NOT NULL,
+    {_amount("fee")},
+    graph TEXT NOT NULL,                     -- file of the bundle that is run
+    UNIQUE (name, version)
+) STRICT;
+"""
+
+_STEPS: tuple[str, ...] = (_FIRST, _WEBHOOKS, _OFFERS)
 
 VERSION = len(_STEPS)
 """The version of the schema that this program writes."""

@@ -65,6 +65,7 @@ from llmesh.node.joining import contacts
 from llmesh.node.owner import owner_socket
 from llmesh.node.ports import gateway_socket, listen_addresses
 from llmesh.node.running import Node, Rooms
+from llmesh.node.shelf import Shelf
 from llmesh.node.swarm import Swarm, account_signer, announce_stake, open_log, take_part
 from llmesh.node.telemetry import log_event
 from llmesh.node.values import Deployment
@@ -121,6 +122,7 @@ async def _run(config: NodeConfig, stop: trio.Event, *, task_status: TaskStatus[
         ):
             node = Node(rooms, drain)
             await _deploy(config, node)
+            await node.restore()
             nursery.start_soon(_probe, config, node)
             closed = trio.Event()
             network = network_app(config, node, rooms.keys, listener)
@@ -159,7 +161,7 @@ async def _withdrawing(announcer: Announcer) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIterator[Rooms]:
     signer = account_signer(home)
-    store = await _open_store(config, home, lambda: [offer.model_id for offer in provider.offers])
+    store = await _open_store(config, home, lambda: shelf.in_use)
     throttle = Throttle(config.transfer_rate)
     meter = Meter()
     events = Events(partial(_hear, meter))
@@ -184,8 +186,6 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         credentials = _credentials(home, signer, log.chain)
         issuing = Issuing(log, lambda: credentials.binding(time.time()))
         provider = Provider(host.peer_id, runtime, Till(credentials, time.time))
-        with suppress(TooLarge):  # the quota may be less than it was; what is over it now stays
-            await store.make_room(0)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
         handlers = {
             inference.PROTOCOL: inference.handler(_while_open(drain, seen(events, provider))),
@@ -205,6 +205,11 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             dial_backs = DialBacks(host, discovery.sessions)
             reputation = Reputation(discovery.is_down)
             market = Market(host.peer_id, discovery, Bonds(log.chain, log.min_stake, log.stake_of), time.time)
+            announcer = _announcer(home, host, discovery, log, credentials)
+            shelf = Shelf(store, provider, announcer, journal, events)
+            await shelf.recall()
+            with suppress(TooLarge):  # the quota may be less than it was; what is over it now stays
+                await store.make_room(0)
             rooms = Rooms(
                 events=events,
                 meter=meter,
@@ -215,8 +220,8 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 swarm=swarm,
                 discovery=discovery,
                 market=market,
-                provider=provider,
-                announcer=_announcer(home, host, discovery, log, credentials),
+                shelf=shelf,
+                announcer=announcer,
                 router=Router(provider, discovery.sessions, market, reputation),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
                 runtime=runtime,
@@ -317,7 +322,7 @@ async def _deploy(config: NodeConfig, node: Node) -> None:
     """The models to serve from the start.  Raises StartRefused for one that will not do."""
     for model in (*(_DEMO if config.demo else ()), *config.deploy):
         try:
-            await node.deploy(model.path, model.name, model.fee, model.version)
+            await node.serve(model.path, model.name, model.fee, model.version)
         except MeshError as error:
             raise StartRefused(
                 f"The model {model.path} cannot be served: {error.message} {error.next_step}"

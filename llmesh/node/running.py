@@ -23,7 +23,7 @@ from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.core.wishes import Wishes
-from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
+from llmesh.errors import ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.peers import PeerView
 from llmesh.gateway.status import NodeStatus, WorkerView
@@ -34,19 +34,17 @@ from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.announcer import Announcer
 from llmesh.mesh.discovery import Discovery
 from llmesh.mesh.download import Progress, Report
-from llmesh.mesh.events import Events, ModelDeployed, TransferProgressed
+from llmesh.mesh.events import Events, TransferProgressed
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.market import Market
-from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router, Streamed
 from llmesh.mesh.witness import asked
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
 from llmesh.node.neighbours import neighbours
+from llmesh.node.shelf import Shelf
 from llmesh.node.swarm import LIFETIME, Swarm
-from llmesh.runtime.bundle import Bundle
-from llmesh.runtime.deposit import deposit
 from llmesh.runtime.incoming import Incoming
 from llmesh.runtime.orders import Abilities
 from llmesh.runtime.runtime import Runtime, WorkerStatus
@@ -72,7 +70,7 @@ class Rooms:
     swarm: Swarm
     discovery: Discovery
     market: Market
-    provider: Provider
+    shelf: Shelf
     announcer: Announcer
     router: Router
     reachability: Reachability
@@ -124,7 +122,7 @@ class Node:
     @property
     def offers(self) -> tuple[Offer, ...]:
         """What it serves."""
-        return self._rooms.provider.offers
+        return self._rooms.shelf.offers
 
     @property
     def wallet(self) -> Wallet:
@@ -154,7 +152,7 @@ class Node:
         version: str = "1.0.0",
         description: str = "",
     ) -> ModelId:
-        """Copy a model into the store, serve it from now on and announce it.
+        """Copy a model into the store, serve it from now on, over restarts too, and announce it.
 
         `source` is a folder, an `.onnx` file or an archive of a folder, as a path or its bytes; without
         a name the model takes that of its path.  One that is served already gets the new name and fee.
@@ -163,35 +161,29 @@ class Node:
         """
         named = name if name is not None else _name_of(source) if isinstance(source, Path) else ""
         card = Card(model_name(named), model_version(version), description)
-        store = self._rooms.store
-        before = {stored.id for stored in store.models()}
-        bundle = await deposit(store, source)
-        try:
-            return await self._serve(bundle, card, fee or _FREE)
-        except ValidationFailed:
-            if bundle.id not in before and bundle.id not in {offer.model_id for offer in self.offers}:
-                await store.remove(bundle.id)  # no model after all: it must not eat the quota
-            raise
+        return await self._rooms.shelf.deploy(source, card, fee or _FREE)
+
+    async def serve(self, source: Path, name: str | None, fee: Amount, version: str) -> ModelId:
+        """`deploy`, for this life of the node only."""
+        named = _name_of(source) if name is None else name
+        card = Card(model_name(named), model_version(version))
+        return await self._rooms.shelf.serve(source, card, fee)
+
+    async def restore(self) -> None:
+        """Serve again what was deployed in earlier lives; what cannot be is told in the log."""
+        await self._rooms.shelf.restore()
 
     def incoming(self) -> AbstractAsyncContextManager[Incoming]:
         """Where a model is written piece by piece, to be deployed before the block ends."""
-        return self._rooms.store.incoming()
+        return self._rooms.shelf.incoming()
 
     async def remove(self, model: ModelId) -> None:
-        """Serve a model no longer and remove the store's copy.  Raises ModelNotFound for one of others.
-
-        A cancel waits until it is done.
-        """
-        if not self.serves(model):
-            raise ModelNotFound(f"This node does not serve model {model}.")
-        with trio.CancelScope(shield=True):  # bounded by the worker's own end
-            self._rooms.announcer.retract(model)
-            await self._rooms.provider.remove(model)
-            await self._rooms.store.remove(model)
+        """Serve a model no longer, also after a restart, and remove the store's copy; see `Shelf.remove`."""
+        await self._rooms.shelf.remove(model)
 
     def serves(self, model: ModelId) -> bool:
         """Whether it has a model on offer."""
-        return any(offer.model_id == model for offer in self.offers)
+        return self._rooms.shelf.serves(model)
 
     def offers_of(self, model: ModelId) -> Sequence[tuple[Offer, Announcement]]:
         """Every offer of a model, by whomever, as known here and now."""
@@ -233,37 +225,7 @@ class Node:
         meant = [offer for offer in found if _is_meant(offer.card, ref)]
         cheapest = min(meant or found, key=lambda offer: offer.fee)
         bundle = await self._rooms.store.open(model)
-        return await self._serve(bundle, cheapest.card, cheapest.fee if fee is None else fee)
-
-    async def _serve(self, bundle: Bundle, card: Card, fee: Amount) -> ModelId:
-        before = {offer.model_id: offer for offer in self.offers}.get(bundle.id)
-        offer = await self._rooms.provider.deploy(bundle, card, fee)
-        try:
-            self._announce(offer, before)
-        except MeshError:
-            await self._undo(bundle, before)
-            raise
-        self.events.tell(ModelDeployed(offer))
-        return offer.model_id
-
-    def _announce(self, offer: Offer, before: Offer | None) -> None:
-        """One model has one offer here: under a new name or version it leaves the old one."""
-        if before is not None and (before.card.name, before.card.version) != (
-            offer.card.name,
-            offer.card.version,
-        ):
-            self._rooms.announcer.retract(offer.model_id)
-        self._rooms.announcer.offer(offer)
-
-    async def _undo(self, bundle: Bundle, before: Offer | None) -> None:
-        """What could not be announced is served as before, or not at all."""
-        with trio.CancelScope() as cleanup:
-            cleanup.shield = True  # bounded by the worker's own end
-            if before is None:
-                await self._rooms.provider.remove(bundle.id)
-            else:
-                await self._rooms.provider.deploy(bundle, before.card, before.fee)
-                self._rooms.announcer.offer(before)
+        return await self._rooms.shelf.adopt(bundle, cheapest.card, cheapest.fee if fee is None else fee)
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

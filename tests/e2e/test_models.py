@@ -20,7 +20,7 @@ import pytest
 import trio
 from node_process import DEMO, TEXT, Mesh, NodeProcess, until
 
-from llmesh import MeshNode, ValidationFailed
+from llmesh import MeshNode, ValidationFailed, sync
 from llmesh.demo import GPT_MINI, SENTIMENT_ANALYZER
 from llmesh.mesh.download import Progress
 from llmesh.runtime import landlock, seccomp
@@ -399,3 +399,23 @@ def test_a_request_whose_workers_are_killed_is_2004_and_the_next_is_answered(
         assert answer["output"]["y"] == [8.0, 16.0, 24.0]
         assert time.monotonic() - began < 5
     assert list(pool.map(NodeProcess.stop, nodes)) == [0, 0]
+
+
+# --- over restarts ------------------------------------------------------------------------------
+
+
+def test_what_was_deployed_is_served_again_after_a_kill(mesh: Mesh) -> None:
+    first = mesh.start("lasting").ready()
+    metadata = {"name": "mine", "version": "2.1", "fee": 0.25, "description": "Tells feelings."}
+    with sync.MeshClient(first.url) as client:
+        model = client.deploy_model(SENTIMENT_ANALYZER, metadata)
+    before = first.models("?name=mine")
+    first.kill()
+    second = mesh.start("lasting").ready()
+    status, answer = second.infer("mine:2.1")
+    assert (status, answer["model_id"]) == (200, model)
+    assert second.models("?name=mine") == before
+    with sync.MeshClient(second.url) as client:
+        client.remove_model(model)
+    second.kill()
+    assert mesh.start("lasting").ready().models("?name=mine") == []
