@@ -42,6 +42,7 @@ from llmesh.gateway.schema import (
     ModelsQuery,
     StatusBody,
 )
+from llmesh.gateway.server_sent import events_route, streaming
 from llmesh.gateway.status import NodeView, get_health, get_readiness, get_status
 from llmesh.gateway.websocket.route import Sockets, add_websocket
 from llmesh.gateway.websocket.socket import Bounds
@@ -116,11 +117,14 @@ def routes(
     """Everything the gateway serves, told once for the app, the OpenAPI document and the page."""
     api = (
         Route(
-            "POST", "/api/v1/inference", Scope.INFERENCE, keyed(partial(post_inference, router)),
-            "Run one inference on whoever offers the model.",
+            "POST", "/api/v1/inference", Scope.INFERENCE,
+            streaming(router, keyed(partial(post_inference, router))),
+            "Run one inference on whoever offers the model; its answer comes piece by piece to whoever"
+            " accepts text/event-stream.",
             answers=(ResultBody, PlanBody), body=InferenceBody, headers=IDEMPOTENCY_KEY,
-            errors=(*_ROUTER_ERRORS, Conflict),
+            errors=(*_ROUTER_ERRORS, Conflict), streams=True,
         ),
+        events_route(node.events),
         Route(
             "GET", "/api/v1/models", Scope.READ, partial(get_models, catalogue),
             "Search the models on offer.", answers=(ModelsBody,), query=ModelsQuery,
@@ -152,6 +156,7 @@ async def _admit(gate: Gate, scopes: Mapping[str, Scope]) -> None:
     asked = _current()
     follow_trace(read_trace(asked.headers.get("traceparent", "")) or new_trace())
     asked.caller = gate.admit(asked, scopes.get(asked.endpoint or ""))
+    asked.readmit = partial(gate.holder, asked)
 
 
 async def _fail(error: Exception) -> Response:

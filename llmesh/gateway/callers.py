@@ -25,6 +25,7 @@ class Scope(StrEnum):
     INFERENCE = "inference"
     DEPLOY = "deploy"
     WEBHOOKS = "webhooks"
+    WALLET = "wallet"
     OWNER = "owner"
 
 
@@ -37,7 +38,7 @@ class Counted(StrEnum):
 
 
 EVERYTHING = frozenset(Scope)
-GRANTS = frozenset({Scope.READ, Scope.INFERENCE, Scope.DEPLOY, Scope.WEBHOOKS})
+GRANTS = frozenset({Scope.READ, Scope.INFERENCE, Scope.DEPLOY, Scope.WEBHOOKS, Scope.WALLET})
 """What a key may be given."""
 
 

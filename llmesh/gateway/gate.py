@@ -47,11 +47,17 @@ class Gate:
         self.check(request)
         if scope is None or scope is Scope.OPEN:
             return _NOBODY
-        caller = self.caller(self.address(request), presented_key(request.headers.get("Authorization", "")))
+        caller = self.holder(request)
         caller.require(Scope.READ if scope is Scope.METRICS else scope)
         if scope is not Scope.METRICS:
             caller.count(Counted.API)
         return caller
+
+    def holder(self, request: BaseRequestWebsocket) -> Caller:
+        """Who asks, as of now: its key may have been revoked since it came in.  Raises Unauthorized."""
+        if self.guard is None:
+            return OWNER
+        return self.caller(self.address(request), presented_key(request.headers.get("Authorization", "")))
 
     def check(self, request: BaseRequestWebsocket) -> None:
         """Whether such a request may come at all, whoever makes it.  Raises Unauthorized."""

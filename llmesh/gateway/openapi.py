@@ -21,7 +21,7 @@ from llmesh.gateway.schema import Malformed, Problem
 __all__ = ["Route", "document"]
 
 _Schema: TypeAlias = dict[str, Any]
-_EVENTS: _Schema = {"description": "Events whose data are pieces of the answer in JSON, then [DONE]."}
+_EVENTS: _Schema = {"description": "Server-sent events whose data are JSON."}
 _API_VERSION = "1.0.0"
 _KEY = "key"
 _REF = "#/components/schemas/{name}"
@@ -36,7 +36,7 @@ class Route:
     of that scope), and 429 unless it is open to all; one with a query or variables 422; one with a body
     (in JSON, or `uploads`: schemas by media type) 400, 408, 413, 415 and 422.  One that `streams` may
     answer in server-sent events instead; `failure` is the shape of its errors, and what is not a Problem
-    knows no 422.  A route without an answer in JSON stays out of the document.
+    knows no 422.  A route that neither answers in JSON nor streams stays out of the document.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -85,7 +85,7 @@ class Route:
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The whole document, ready for JSON."""
-    routes = [route for route in routes if route.answers]
+    routes = [route for route in routes if route.answers or route.streams]
     shapes: set[type[msgspec.Struct]] = {
         shape for r in routes for shape in (*r.answers, r.body, r.query, r.failure) if shape
     } | {Problem}
@@ -150,6 +150,8 @@ def _parameters(route: Route, schemas: dict[str, Any]) -> Iterator[dict[str, Any
 
 
 def _json(shapes: Sequence[type[msgspec.Struct]]) -> dict[str, Any]:
+    if not shapes:
+        return {}
     if len(shapes) == 1:
         return {"application/json": _ref(shapes[0])}
     return {"application/json": {"schema": {"anyOf": [_ref(shape)["schema"] for shape in shapes]}}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import cached_property
 from ipaddress import ip_address
 
@@ -28,9 +28,13 @@ def new_request_id() -> RequestId:
 
 
 class Request(TrioRequest):
-    """One HTTP request; its `caller` is known once it has passed the gate."""
+    """One HTTP request; its `caller` is known once it has passed the gate.
+
+    `readmit` looks again, for an answer that takes long: it raises Unauthorized once the key is void.
+    """
 
     caller: Caller
+    readmit: Callable[[], Caller]
 
     body_class = Body  # type: ignore[assignment]  # has what Quart asks of it
     body: Body  # type: ignore[assignment]

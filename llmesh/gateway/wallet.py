@@ -1,4 +1,8 @@
-"""The wallet, for the owner alone: the account on the ledger, channels, fees, and what each was for."""
+"""The wallet: the account on the ledger, channels, fees, and what each was for.
+
+All of it is on the owner's socket.  How the money stands is told over the network as well, to the owner
+and to keys that were given the scope `wallet`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ from llmesh.journal.open import Journal
 from llmesh.journal.receipts import ReceiptRow, receipts_of, spending
 from llmesh.ledger.ledger import Ledger
 
-__all__ = ["Wallet", "charge_body", "wallet_routes"]
+__all__ = ["Wallet", "charge_body", "wallet_route", "wallet_routes"]
 
 _DAY = 86_400
 
@@ -51,12 +55,16 @@ class Wallet:
     names: Callable[[ModelId], str]
 
 
+def wallet_route(wallet: Wallet, path: str = "/api/v1/wallet", scope: Scope = Scope.WALLET) -> Route:
+    """Where it is told how the money stands."""
+    return Route("GET", path, scope, partial(get_wallet, wallet), "Balance, stake, channels, fees.",
+                 answers=(WalletBody,), query=WalletQuery, errors=(TransactionFailed,))  # fmt: skip
+
+
 def wallet_routes(wallet: Wallet) -> tuple[Route, ...]:
-    """The routes of one wallet."""
+    """The owner's routes of one wallet."""
     return (
-        Route("GET", "/owner/wallet", Scope.OWNER, partial(get_wallet, wallet),
-              "Balance, stake, channels, fees.", answers=(WalletBody,), query=WalletQuery,
-              errors=(TransactionFailed,)),
+        wallet_route(wallet, "/owner/wallet", Scope.OWNER),
         Route("GET", "/owner/explain", Scope.OWNER, partial(get_explanation, wallet),
               "What one request's charge was for.", answers=(ExplanationBody,), query=ExplainQuery,
               errors=(TransactionFailed,)),

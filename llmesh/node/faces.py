@@ -18,7 +18,7 @@ from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes, swarm_routes
 from llmesh.gateway.peers import peers_routes
 from llmesh.gateway.receipts import receipts_routes
-from llmesh.gateway.wallet import Wallet
+from llmesh.gateway.wallet import Wallet, wallet_route
 from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.node.backup import back_up
 from llmesh.node.config import NodeConfig
@@ -61,6 +61,7 @@ def _routes(node: Node) -> tuple[Route, ...]:
         *metrics_routes(node),
         *peers_routes(node),
         *receipts_routes(node.wallet),
+        wallet_route(node.wallet),
         *webhook_routes(node.courier),
     )
 

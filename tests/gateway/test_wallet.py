@@ -29,9 +29,10 @@ from llmesh.core.receipt import (
 from llmesh.core.typed import Chain
 from llmesh.core.voucher import channel_id
 from llmesh.gateway.app import GatewaySettings, application
+from llmesh.gateway.callers import GRANTS, Scope
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.receipts import receipts_routes
-from llmesh.gateway.wallet import Wallet, wallet_routes
+from llmesh.gateway.wallet import Wallet, wallet_route, wallet_routes
 from llmesh.journal.channels import AddChannel, ChannelRow, Reservation, Reserve
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal, open_journal
@@ -74,7 +75,10 @@ async def app(journal: Journal) -> QuartTrio:
     )
     ledger = MemoryLedger(GENESIS, SIGN[ISSUER], trio.current_time)
     wallet = Wallet(journal, ledger, ALICE, {MODEL: "gpt-mini"}.get)  # type: ignore[arg-type]
-    return application((*wallet_routes(wallet), *receipts_routes(wallet)), GatewaySettings(Gate(guard=None)))
+    return application(
+        (*wallet_routes(wallet), wallet_route(wallet), *receipts_routes(wallet)),
+        GatewaySettings(Gate(guard=None)),
+    )
 
 
 async def ask(app: QuartTrio, path: str) -> tuple[int, dict[str, Any]]:
@@ -97,6 +101,13 @@ async def test_it_shows_what_there_is(app: QuartTrio) -> None:
     assert [row["count"] for row in told["earnings"]] == [1]
     _, longer = await ask(app, "/owner/wallet?days=50")
     assert len(longer["spending"]) == 2
+
+
+async def test_it_is_told_over_the_network_too_but_not_to_every_key(app: QuartTrio) -> None:
+    assert await ask(app, "/api/v1/wallet") == await ask(app, "/owner/wallet")
+    wallet: Any = None
+    assert wallet_route(wallet).scope is Scope.WALLET
+    assert Scope.WALLET in GRANTS
 
 
 async def test_it_explains_a_charge(app: QuartTrio) -> None:

@@ -27,7 +27,7 @@ from llmesh.gateway.deploy import deploy_routes
 from llmesh.gateway.server import bind, serve
 from llmesh.gateway.status import NodeStatus
 from llmesh.journal.purse import DurablePurse
-from llmesh.mesh.events import Events, MeshEvent
+from llmesh.mesh.events import Events, MeshEvent, ModelDeployed
 
 PROVIDER = PeerId("12D3KooW" + "B" * 44)
 MODEL_ID = ModelId("cd" * 32)
@@ -119,6 +119,7 @@ class FakeMesh:
         if name == "taken":
             raise Conflict("taken:1.0.0 is another model here.")
         self.deployed.append((bytes(self.received), name, fee, version, description))
+        self.events.tell(ModelDeployed(Offer(MODEL_ID, Card(name, version, description), "tensors", fee)))
         return MODEL_ID
 
     async def remove(self, model: ModelId) -> None:

@@ -6,27 +6,20 @@ streams back, up to their providers.
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import trio
 
-from llmesh.core.exchange import Accepted
-from llmesh.core.inference import Chunk, InferenceRequest, Result
+from llmesh.core.inference import InferenceRequest
 from llmesh.core.wishes import Wishes
-from llmesh.errors import Conflict, MeshError, ModelFailed, NodeBusy, ValidationFailed
+from llmesh.errors import Conflict, MeshError, NodeBusy, ValidationFailed
 from llmesh.gateway.callers import Caller, Counted, Scope
-from llmesh.gateway.inference import Router, Streamed
+from llmesh.gateway.inference import Router
 from llmesh.gateway.request import new_request_id
-from llmesh.gateway.websocket.frames import (
-    Cancelled,
-    ErrorFrame,
-    InferenceStream,
-    StreamAccepted,
-    StreamChunk,
-    StreamCompleted,
-    to_text,
-)
+from llmesh.gateway.websocket.frames import Cancelled, ErrorFrame, InferenceStream
 from llmesh.gateway.websocket.outlet import Outlet
+from llmesh.gateway.websocket.telling import told
 
 __all__ = ["Streams"]
 
@@ -41,8 +34,6 @@ class _Stream:
     wishes: Wishes
     pieces: bool
     scope: trio.CancelScope
-    accepted: bool = False
-    shown: int = 0
 
 
 class Streams:
@@ -112,33 +103,12 @@ class Streams:
 
     async def _serve(self, stream: _Stream) -> None:
         try:
-            await self._outlet.say(_completed(stream, await self._relay(stream)))
+            async with (
+                self._router.stream(stream.request, stream.wishes, stream.caller.purse) as events,
+                aclosing(told(events, stream.id, stream.request.id, stream.pieces)) as frames,
+            ):
+                async for frame in frames:
+                    await self._outlet.say(frame.text)
         except MeshError as error:
             error.request_id = stream.request.id
             await self._outlet.send(ErrorFrame.of(error, stream.id))
-
-    async def _relay(self, stream: _Stream) -> Result:
-        async with self._router.stream(stream.request, stream.wishes, stream.caller.purse) as events:
-            async for event in events:
-                if isinstance(event, Result):
-                    return event
-                await self._show(stream, event)
-        raise ModelFailed("The answer ended without an end.")
-
-    async def _show(self, stream: _Stream, event: Streamed) -> None:
-        """The first Accepted (others are of later attempts), and what has text."""
-        if isinstance(event, Accepted) and not stream.accepted:
-            stream.accepted = True
-            await self._outlet.send(StreamAccepted(stream.id, stream.request.id, event.queued))
-        elif isinstance(event, Chunk) and event.text and stream.pieces:
-            await self._outlet.send(StreamChunk(stream.id, stream.shown, event.text))
-            stream.shown += 1
-
-
-def _completed(stream: _Stream, result: Result) -> str:
-    try:
-        frame = StreamCompleted.of(result)
-        frame.id = stream.id
-        return to_text(frame)
-    except (RecursionError, UnicodeEncodeError):
-        raise ModelFailed("The model's answer is nested too deeply or is not valid Unicode.") from None
