@@ -77,11 +77,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the work amounted to; token counts are 0 where a model has no tokens."""
+    """What the work amounted to; token counts are 0 where a model has no tokens.
+
+    `shared` is how many requests were answered by the same run; 0 where that is not known, as of a peer's.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     compute_ms: float = 0.0
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ class Metric(Enum):
     LATENCY = _Kind(
         "llmesh_inference_seconds", "Seconds from hearing of an inference to its end.", ("served",), _SECONDS
     )
+    BATCH = _Kind(
+        "llmesh_batch_size", "Requests that one run of a model answered.", (), (1, 2, 4, 8, 16, 32, 64)
+    )
     TOKENS = _Kind("llmesh_tokens", "Text tokens of inferences that were answered.", ("served", "direction"))
     FEES = _Kind("llmesh_fees_micromesh", "Fees of inferences that were answered.", ("served",))
     SESSION_BYTES = _Kind("llmesh_session_bytes", "Bytes of the sessions with peers.", ("direction",))

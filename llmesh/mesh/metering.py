@@ -16,6 +16,8 @@ def count(meter: Meter, event: MeshEvent) -> None:
     outcome = "answered" if event.error is None else event.error.name
     meter.count(Metric.INFERENCES, served, outcome)
     meter.observe(Metric.LATENCY, event.latency_ms / 1000, served)
+    if event.usage.shared:
+        meter.observe(Metric.BATCH, event.usage.shared)
     meter.count(Metric.TOKENS, served, "input", amount=event.usage.input_tokens)
     meter.count(Metric.TOKENS, served, "output", amount=event.usage.output_tokens)
     meter.count(Metric.FEES, served, amount=event.fee.micro)

@@ -132,7 +132,7 @@ class BatchedModel(Generic[Input]):
         seconds = time.perf_counter() - start
         self._pace = {jobs[0].input.group: seconds / _length(jobs)}
         for job, values in zip(jobs, answers, strict=True):
-            yield job, Whole(values, Usage(job.input.tokens, 0, seconds * 1e3 / len(jobs)))
+            yield job, Whole(values, Usage(job.input.tokens, 0, seconds * 1e3 / len(jobs), len(jobs)))
 
     def leave(self, job: Job[Input]) -> bool:
         """A run goes on for its other callers, and ends within a node of the graph without any."""

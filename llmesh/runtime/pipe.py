@@ -137,7 +137,7 @@ def _plain(
 
 
 def _of_usage(usage: Usage) -> Json:
-    return [usage.input_tokens, usage.output_tokens, usage.compute_ms]
+    return [usage.input_tokens, usage.output_tokens, usage.compute_ms, usage.shared]
 
 
 def _of_info(info: ModelInfo) -> Json:
@@ -275,10 +275,10 @@ def _values(packed: Any, blobs: memoryview) -> dict[str, Value]:
 
 
 def _usage(content: Any, _: memoryview) -> Usage:
-    tokens_in, tokens_out, milliseconds = _list(content, 3)
+    tokens_in, tokens_out, milliseconds, shared = _list(content, 4)
     if not isinstance(milliseconds, float) or not 0 <= milliseconds < _MAX_COUNT:
         raise ValueError("a duration out of range")
-    return Usage(_count(tokens_in), _count(tokens_out), milliseconds)
+    return Usage(_count(tokens_in), _count(tokens_out), milliseconds, _count(shared))
 
 
 def _error(content: Any, _: memoryview) -> MeshError:

@@ -70,7 +70,14 @@ async def test_how_it_stands(app: QuartTrio) -> None:
 async def test_inferences_are_counted_as_they_end(app: QuartTrio, node: FakeNode) -> None:
     events = Events(lambda event: count(node.meter, event))
     done = InferenceEnded(
-        RequestId("ab" * 16), Served.CALLER, "m", MODEL, ME, Amount.parse("0.5"), 20.0, usage=Usage(3, 4)
+        RequestId("ab" * 16),
+        Served.CALLER,
+        "m",
+        MODEL,
+        ME,
+        Amount.parse("0.5"),
+        20.0,
+        usage=Usage(3, 4, 1.5, 8),
     )
     events.tell(done)
     events.tell(done)
@@ -82,6 +89,9 @@ async def test_inferences_are_counted_as_they_end(app: QuartTrio, node: FakeNode
     assert told["llmesh_inferences_total", "outcome=answered", "served=caller"] == 2
     assert told["llmesh_inferences_total", "outcome=NodeBusy", "served=peer"] == 1
     assert told["llmesh_tokens_total", "direction=output", "served=caller"] == 8
+    assert told["llmesh_batch_size_sum",] == 16
+    assert told["llmesh_batch_size_bucket", "le=4"] == 0
+    assert told["llmesh_batch_size_bucket", "le=8"] == 2
     assert told["llmesh_fees_micromesh_total", "served=caller"] == 1_000_000
     assert told["llmesh_inference_seconds_count", "served=caller"] == 2
     assert told["llmesh_inference_seconds_bucket", "le=0.01", "served=caller"] == 0
