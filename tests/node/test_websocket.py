@@ -61,7 +61,7 @@ async def test_a_stream_over_the_mesh_is_told_and_leaving_it_frees_the_providers
         async with client.stream("gpt-mini", {**asked, "max_tokens": 500}) as stream:
             await anext(stream)
         for _ in range(500):
-            if not provider._rooms.provider.running:
+            if not provider._rooms.shelf._provider.running:
                 break
             await trio.sleep(0.01)
-        assert provider._rooms.provider.running == 0
+        assert provider._rooms.shelf._provider.running == 0
