@@ -19,7 +19,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, request_id
 from llmesh.core.receipt import SignedReceipt, check_receipt
 from llmesh.core.typed import Chain
-from llmesh.errors import TransactionFailed, ValidationFailed
+from llmesh.errors import NotFound, TransactionFailed, ValidationFailed
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.request import Request
@@ -67,7 +67,7 @@ def wallet_routes(wallet: Wallet) -> tuple[Route, ...]:
         wallet_route(wallet, "/owner/wallet", Scope.OWNER),
         Route("GET", "/owner/explain", Scope.OWNER, partial(get_explanation, wallet),
               "What one request's charge was for.", answers=(ExplanationBody,), query=ExplainQuery,
-              errors=(TransactionFailed,)),
+              errors=(NotFound, TransactionFailed)),
     )  # fmt: skip
 
 
@@ -95,12 +95,12 @@ async def get_wallet(wallet: Wallet, request: Request) -> Response:
 
 
 async def get_explanation(wallet: Wallet, request: Request) -> Response:
-    """Tell what a request cost, and why.  Raises ValidationFailed for one that nothing is known of."""
+    """Tell what a request cost, and why.  Raises NotFound for one that nothing is known of."""
     id = request_id(decode_query(request.query_string, ExplainQuery).id)
     rows = await wallet.journal.read(receipts_of, id)
     doubts = [row for row in await wallet.journal.read(reservations) if row.attempt.request == id]
     if not rows and not doubts:
-        raise ValidationFailed(f"This node has no receipt of a request {id}.")
+        raise NotFound(f"This node has no receipt of a request {id}.")
     charges = [charge_body(wallet, row) for row in rows]
     return _json(ExplanationBody(id, charges, [DoubtBody.of(row) for row in doubts]))
 

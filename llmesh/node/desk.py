@@ -3,70 +3,92 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from llmesh_sdk.transport import Door, Transport, socket_door
 
-from llmesh.errors import MeshError, NetworkError, NodeUnreachable, error_from_code
+from llmesh.errors import NodeUnreachable
 from llmesh.node.faults import StartRefused
 from llmesh.node.home import IDENTITY
 from llmesh.node.owner import fitting_path
 
-__all__ = ["Desk", "open_desk"]
+__all__ = ["Desk", "desk_at", "open_desk", "running_socket"]
 
 PATIENCE = 60.0
 """Seconds that a node may take for an answer; a large journal takes a while to copy."""
+OWNER_URL = "http://owner"
 
 
 class Desk:
-    """The owner's routes of one node; every call raises the MeshError that the node tells.
+    """The routes of one node as JSON; every call raises the MeshError that the node tells.
 
     Numbers with a point come as Decimal: amounts of MESH stay what they are.
     """
 
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self._http = http
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
         """The JSON object at a path."""
-        return await self._answer(self._http.build_request("GET", path, params=query))
+        return await self._transport.get(path, PATIENCE, query)
 
-    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The JSON object that answers another."""
-        return await self._answer(self._http.build_request("POST", path, json=body))
+    async def post(self, path: str, body: Mapping[str, Any], patience: float = PATIENCE) -> dict[str, Any]:
+        """The JSON object that answers another, which is sent once, within so many seconds."""
+        return await self._transport.post(path, patience, json.dumps(body).encode(), tries=1)
 
-    async def _answer(self, request: httpx2.Request) -> dict[str, Any]:
-        try:
-            answer = await self._http.send(request)
-        except httpx2.ConnectError:
-            raise NodeUnreachable("No node answers on the owner's socket.") from None
-        except httpx2.RequestError as error:
-            raise NetworkError(f"The node hung up: {error or type(error).__name__}.") from None
-        told: dict[str, Any] = json.loads(answer.content, parse_float=Decimal)
-        if answer.is_success:
-            return told
-        raise _error(told)
+    async def delete(self, path: str) -> dict[str, Any]:
+        """The JSON object that answers a DELETE."""
+        return await self._transport.delete(path, PATIENCE)
 
 
 @asynccontextmanager
 async def open_desk(folder: Path) -> AsyncIterator[Desk]:
-    """The desk of the node whose data directory that is.
+    """The owner's desk of the node whose data directory that is.
 
     Raises StartRefused where there never was a node, or where it is just starting or stopping.
     """
-    if not (folder / IDENTITY).exists():
-        raise StartRefused(f"There is no node in {folder}; start it once, or say where with --data-dir.")
-    with fitting_path(folder) as path:
-        if await _answers(path):
-            async with _client(httpx2.AsyncHTTPTransport(uds=path)) as http:
-                yield Desk(http)
+    async with _socket(folder) as path:
+        if path is not None:
+            async with desk_at(OWNER_URL, door=socket_door(path)) as desk:
+                yield desk
             return
     async with _open_files(folder) as desk:
         yield desk
+
+
+@asynccontextmanager
+async def desk_at(url: str, key: str | None = None, door: Door | None = None) -> AsyncIterator[Desk]:
+    """The desk of a gateway."""
+    transport = Transport(url, key, door, Decimal)
+    try:
+        yield Desk(transport)
+    finally:
+        await transport.aclose()
+
+
+@asynccontextmanager
+async def running_socket(folder: Path) -> AsyncIterator[str]:
+    """A path of the owner's socket of the node that runs there, good while the block lasts.
+
+    Raises NodeUnreachable where none runs, StartRefused where there never was one.
+    """
+    async with _socket(folder) as path:
+        if path is None:
+            raise NodeUnreachable(f"The node in {folder} does not run; start it with `llmesh start`.")
+        yield path
+
+
+@asynccontextmanager
+async def _socket(folder: Path) -> AsyncIterator[str | None]:
+    if not (folder / IDENTITY).exists():
+        raise StartRefused(f"There is no node in {folder}; start it once, or say where with --data-dir.")
+    with fitting_path(folder) as path:
+        yield path if await _answers(path) else None
 
 
 @asynccontextmanager
@@ -79,12 +101,8 @@ async def _open_files(folder: Path) -> AsyncIterator[Desk]:
     with open_home(folder) as home:
         async with open_resting(home) as (keys, wallet):
             app: Any = files_app(home, keys, wallet)
-            async with _client(httpx2.ASGITransport(app)) as http:
-                yield Desk(http)
-
-
-def _client(transport: httpx2.AsyncBaseTransport) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url="http://owner", transport=transport, timeout=PATIENCE, trust_env=False)
+            async with desk_at(OWNER_URL, door=lambda: httpx2.ASGITransport(app)) as desk:
+                yield desk
 
 
 async def _answers(path: str) -> bool:
@@ -96,10 +114,3 @@ async def _answers(path: str) -> bool:
         return False
     await stream.aclose()
     return True
-
-
-def _error(problem: dict[str, Any]) -> MeshError:
-    code, detail = problem.get("code"), str(problem.get("detail"))
-    if not isinstance(code, int):
-        return NetworkError(f"The node answered: {detail}")
-    return error_from_code(code, detail, retry_after=problem.get("retry_after"))

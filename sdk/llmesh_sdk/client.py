@@ -41,6 +41,9 @@ _T = TypeVar("_T")
 class MeshClient:
     """A client of one node; `url` defaults to LLMESH_URL or http://localhost:8080, `key` to LLMESH_KEY.
 
+    With `uds`, the path of a Unix socket such as a node's `owner.sock`, it goes by that instead; the
+    environment is not asked then.
+
     One client serves asyncio and trio, any number of tasks, and one event loop after another.
     Connections are closed by `aclose`, by leaving `async with`, and when their event loop ends.
 
@@ -49,9 +52,11 @@ class MeshClient:
     cancels its work on the mesh.
     """
 
-    def __init__(self, url: str | None = None, key: str | None = None) -> None:
-        self.url = _checked(url or os.environ.get("LLMESH_URL") or DEFAULT_URL)
-        self._key = key or os.environ.get("LLMESH_KEY") or None
+    def __init__(self, url: str | None = None, key: str | None = None, uds: str | Path | None = None) -> None:
+        environ = os.environ if uds is None else {}
+        self.url = _checked(url or environ.get("LLMESH_URL") or DEFAULT_URL)
+        self._key = key or environ.get("LLMESH_KEY") or None
+        self._uds = uds
         self._opened: Transport | None = None
 
     def __repr__(self) -> str:
@@ -226,9 +231,10 @@ class MeshClient:
     def _transport(self) -> Transport:
         if self._opened is None:
             # Loads the HTTP client, which costs more than all the rest of the import.
-            from llmesh_sdk.transport import Transport
+            from llmesh_sdk.transport import Transport, socket_door
 
-            self._opened = Transport(self.url, self._key)
+            door = None if self._uds is None else socket_door(str(self._uds))
+            self._opened = Transport(self.url, self._key, door)
         return self._opened
 
     def _rows(self, count: int, answer: dict[str, Any]) -> list[InferenceResult | MeshError]:

@@ -51,8 +51,8 @@ class MeshClient:
     program, whose loop (a node's, maybe) it would stop.  An interrupt cancels the call and its work.
     """
 
-    def __init__(self, url: str | None = None, key: str | None = None) -> None:
-        self._client = client.MeshClient(url, key)
+    def __init__(self, url: str | None = None, key: str | None = None, uds: str | Path | None = None) -> None:
+        self._client = client.MeshClient(url, key, uds)
 
     def __repr__(self) -> str:
         return f"llmesh.sync.{self._client!r}"

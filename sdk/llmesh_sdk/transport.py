@@ -14,7 +14,8 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import anyio
 import httpx2
@@ -23,7 +24,10 @@ from llmesh.errors import MeshError, NetworkError, NodeUnreachable, RequestTimeo
 from llmesh_sdk.socket import Socket, handshake, is_answered
 from llmesh_sdk.upload import Upload
 
-__all__ = ["Transport"]
+__all__ = ["Door", "Transport", "socket_door"]
+
+Door: TypeAlias = Callable[[], httpx2.AsyncBaseTransport]
+"""Makes the way to a gateway that is not reached at its URL, once for each event loop."""
 
 CONNECT_TIMEOUT = 5.0
 KEEP_ALIVE = 15.0
@@ -32,6 +36,7 @@ MAX_CONNECTIONS = 100
 """Calls beyond this wait for a free connection."""
 TRIES = 3
 """How often a call whose connection broke is sent in all, where a second time changes nothing."""
+_LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE)
 _SHOWN = 120
 
 
@@ -42,11 +47,22 @@ class _Pool:
 
 
 class Transport:
-    """Requests to one base URL; `key` is the gateway's, if it asks for one."""
+    """Requests to one base URL; `key` is the gateway's, if it asks for one.
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    With a `door` they go by that, whatever the URL says.  `number` reads the numbers with a point.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        door: Door | None = None,
+        number: Callable[[str], Any] = float,
+    ) -> None:
         self._url = url
         self._key = key
+        self._door = door
+        self._number = number
         self._pools: dict[object, _Pool] = {}
 
     async def get(self, path: str, timeout: float, query: Mapping[str, str]) -> dict[str, Any]:
@@ -54,17 +70,18 @@ class Transport:
         http = await self._http()
         return await self._answer(http, lambda: http.build_request("GET", path, params=query), timeout)
 
-    async def post(self, path: str, timeout: float, body: bytes) -> dict[str, Any]:
+    async def post(self, path: str, timeout: float, body: bytes, tries: int = TRIES) -> dict[str, Any]:
         """The JSON object that answers a JSON body.
 
         Raises NodeUnreachable, NetworkError, RequestTimeout (after `timeout` seconds), or the
         MeshError that the gateway tells.  Cancelling closes the connection, which cancels the work.
-        Each call has an Idempotency-Key, so it is sent again where the connection broke.
+        Each call has an Idempotency-Key, so it is sent again where the connection broke; `tries` is 1
+        for a route that does not heed the key.
         """
         http = await self._http()
         headers = {"Content-Type": "application/json", "Idempotency-Key": secrets.token_hex(16)}
         return await self._answer(
-            http, lambda: http.build_request("POST", path, content=body, headers=headers), timeout
+            http, lambda: http.build_request("POST", path, content=body, headers=headers), timeout, tries
         )
 
     async def delete(self, path: str, timeout: float) -> dict[str, Any]:
@@ -129,7 +146,7 @@ class Transport:
 
     def _read(self, answer: httpx2.Response) -> dict[str, Any]:
         try:
-            body = json.loads(answer.content)
+            body = json.loads(answer.content, parse_float=self._number)
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
@@ -177,7 +194,8 @@ class Transport:
             base_url=self._url,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-            limits=httpx2.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEP_ALIVE),
+            limits=_LIMITS,
+            transport=self._door() if self._door else None,
             verify=secure,
             trust_env=secure,
         )
@@ -186,6 +204,11 @@ class Transport:
         finally:
             self._pools.pop(loop, None)
             await http.aclose()
+
+
+def socket_door(path: str) -> Door:
+    """By a Unix socket."""
+    return partial(httpx2.AsyncHTTPTransport, uds=path, limits=_LIMITS)
 
 
 async def _sent(http: httpx2.AsyncClient, build: Callable[[], httpx2.Request], tries: int) -> httpx2.Response:

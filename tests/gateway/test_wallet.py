@@ -135,8 +135,11 @@ async def test_a_receipt_can_be_checked_by_whoever_gets_it(app: QuartTrio) -> No
 @pytest.mark.parametrize(
     ("id", "status", "code"), [("e" * 32, 404, 4005), ("e" * 31, 422, 1004), ("E" * 32, 422, 1004)]
 )
-async def test_receipts_that_are_not_there(app: QuartTrio, id: str, status: int, code: int) -> None:
-    got, problem = await ask(app, f"/api/v1/receipts/{id}")
+@pytest.mark.parametrize("path", ["/api/v1/receipts/", "/owner/explain?id="])
+async def test_receipts_that_are_not_there(
+    app: QuartTrio, path: str, id: str, status: int, code: int
+) -> None:
+    got, problem = await ask(app, path + id)
     assert (got, problem["code"]) == (status, code)
 
 
@@ -147,9 +150,7 @@ async def test_it_says_what_is_in_doubt_and_what_is_forged(app: QuartTrio) -> No
     assert (doubt["attempt"], doubt["quote"], doubt["channel"]) == (2, "0.000007", ID.hex())
 
 
-@pytest.mark.parametrize(
-    "path", ["explain", "explain?id=x", f"explain?id={'e' * 32}", "wallet?days=0", "wallet?days=x"]
-)
+@pytest.mark.parametrize("path", ["explain", "explain?id=x", "wallet?days=0", "wallet?days=x"])
 async def test_bad_questions_are_refused(app: QuartTrio, path: str) -> None:
     status, problem = await ask(app, f"/owner/{path}")
     assert (status, problem["code"]) == (422, 1004)

@@ -16,13 +16,14 @@ import httpx2
 import pytest
 import trio
 from click.testing import CliRunner
+from llmesh_sdk import MeshClient
 
 from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
 from llmesh.core.receipt import Charge, Receipt, SignedReceipt, Work
 from llmesh.core.voucher import ChannelId
-from llmesh.errors import Conflict, ModelNotFound, ValidationFailed
+from llmesh.errors import Conflict, ModelNotFound, NotFound, Unauthorized, ValidationFailed
 from llmesh.journal.columns import Side
 from llmesh.journal.open import open_journal
 from llmesh.journal.receipts import ReceiptRow, StoreReceipt
@@ -113,6 +114,17 @@ async def test_only_the_socket_has_the_owners_routes(config: NodeConfig) -> None
         await desk.get("/api/v1/status")
 
 
+async def test_the_sdk_goes_by_the_socket_too(config: NodeConfig) -> None:
+    async with open_node(config) as node, MeshClient(node.url, uds=config.data_dir / "owner.sock") as client:
+        async with MeshClient(node.url) as other, open_desk(config.data_dir) as desk:
+            await desk.post("/owner/keys", {"name": "a"})
+            with pytest.raises(Unauthorized):
+                await other.status()
+        assert (await client.status()).node_id == node.peer_id
+        with pytest.raises(ModelNotFound):
+            await anext(client.stream("none", "x"))
+
+
 async def test_beyond_loopback_nobody_is_let_in_without_a_key(config: NodeConfig) -> None:
     async with (
         open_node(replace(config, host="0.0.0.0")) as node,
@@ -197,7 +209,7 @@ def test_the_verbs_print_for_people(config: NodeConfig, tmp_path: Path) -> None:
 def test_an_explanation_reads_like_one(config: NodeConfig) -> None:
     trio.run(start_once, config)
     request = "ab" * 16
-    with pytest.raises(ValidationFailed, match="no receipt"):
+    with pytest.raises(NotFound, match="no receipt"):
         invoke(config, "explain", request)
     trio.run(store_a_receipt, config, request)
     done = CliRunner().invoke(main, ["explain", request, "--data-dir", str(config.data_dir)])
