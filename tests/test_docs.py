@@ -47,6 +47,14 @@ def test_every_error_code_is_explained() -> None:
         assert f"| {code} | {error.name} | {error.http_status} |" in text
 
 
+def test_every_command_is_explained() -> None:
+    from llmesh.node.cli import main
+
+    text = (ROOT / "docs/cli.md").read_text()
+    for command in main.commands:
+        assert re.search(rf"^\|.*`{command}\b", text, re.MULTILINE), f"docs/cli.md does not explain {command}"
+
+
 def test_every_option_is_explained() -> None:
     from llmesh.node.cli import main
 

@@ -1,10 +1,11 @@
-"""`python -m llmesh.node`."""
+"""The program `llmesh`, which is `python -m llmesh.node` too."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from llmesh.node.extra import missing_extra
@@ -12,6 +13,7 @@ from llmesh.node.extra import missing_extra
 
 def main() -> None:
     """Run the command line; without the extra [node] say what to install."""
+    name = "llmesh" if Path(sys.argv[0]).name == "llmesh" else "python -m llmesh.node"
     fault = missing_extra()
     if fault is not None:
         sys.stderr.write(f"llmesh: {fault}\n")
@@ -21,11 +23,11 @@ def main() -> None:
         signal.signal(number, _quit)
     from llmesh.node.cli import command
 
-    command()
+    command(name=name)
 
 
 def _quit(number: int, frame: FrameType | None) -> None:
-    os._exit(0)
+    os._exit(0 if number == signal.SIGTERM else 128 + number)
 
 
 if __name__ == "__main__":

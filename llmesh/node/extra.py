@@ -7,8 +7,8 @@ from importlib.util import find_spec
 __all__ = ["missing_extra"]
 
 _NEEDED = (
-    "click", "hypercorn", "libp2p", "limits", "msgspec", "multiaddr", "nacl", "numpy", "onnx", "onnxruntime",
-    "platformdirs", "quart_trio", "tokenizers", "trio", "zeroconf",
+    "apsw", "click", "hypercorn", "libp2p", "limits", "msgspec", "multiaddr", "nacl", "numpy", "onnx",
+    "onnxruntime", "platformdirs", "quart_trio", "rich", "tokenizers", "trio", "zeroconf",
 )  # fmt: skip
 
 

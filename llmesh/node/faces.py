@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from llmesh.gateway.app import App, GatewaySettings, application, create_app
 from llmesh.gateway.batch import batch_routes
 from llmesh.gateway.deploy import deploy_routes
+from llmesh.gateway.fetch import fetch_routes
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.guard import Guard
 from llmesh.gateway.keys import Keys
@@ -18,6 +19,7 @@ from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes, swarm_routes
 from llmesh.gateway.peers import peers_routes
 from llmesh.gateway.receipts import receipts_routes
+from llmesh.gateway.stake import stake_routes
 from llmesh.gateway.wallet import Wallet, wallet_route
 from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.node.backup import back_up
@@ -44,7 +46,13 @@ def network_app(config: NodeConfig, node: Node, keys: Keys, listener: socket.soc
 
 def owner_app(home: Home, node: Node, keys: Keys, wallet: Wallet) -> App:
     """All of it, and what only the owner may do, for the owner's socket."""
-    more = (*_routes(node), *_owner_routes(home, keys, wallet), *swarm_routes(node.invite))
+    more = (
+        *_routes(node),
+        *_owner_routes(home, keys, wallet),
+        *swarm_routes(node.invite),
+        *stake_routes(node.swarm, wallet),
+        *fetch_routes(node),
+    )
     return create_app(node, node, node, _UNGUARDED, more)
 
 

@@ -64,7 +64,11 @@ async def _replicate(node: Node, wanted: Replication) -> None:
     while True:
         try:
             with shown(str(wanted.ref)) as report:
-                model = await node.replicate(wanted.ref, wanted.fee, report)
+                model = await node.replicate(
+                    wanted.ref,
+                    wanted.fee,
+                    lambda so_far: report(so_far.done, so_far.total, len(so_far.sources)),
+                )
         except MeshError as error:
             if not error.try_next() and not isinstance(error, ModelNotFound):
                 _say(f"{wanted.ref} cannot be replicated: {error.message} {error.next_step}")

@@ -45,6 +45,7 @@ from llmesh.node.drain import Drain
 from llmesh.node.neighbours import neighbours
 from llmesh.node.shelf import Shelf
 from llmesh.node.swarm import LIFETIME, Swarm
+from llmesh.node.values import name_of
 from llmesh.runtime.incoming import Incoming
 from llmesh.runtime.orders import Abilities
 from llmesh.runtime.runtime import Runtime, WorkerStatus
@@ -159,13 +160,13 @@ class Node:
         Raises InsufficientStake, ValidationFailed, Conflict, TooLarge; then, and when cancelled, what
         is served stays as it was.
         """
-        named = name if name is not None else _name_of(source) if isinstance(source, Path) else ""
+        named = name if name is not None else name_of(source) if isinstance(source, Path) else ""
         card = Card(model_name(named), model_version(version), description)
         return await self._rooms.shelf.deploy(source, card, fee or _FREE)
 
     async def serve(self, source: Path, name: str | None, fee: Amount, version: str) -> ModelId:
         """`deploy`, for this life of the node only."""
-        named = _name_of(source) if name is None else name
+        named = name_of(source) if name is None else name
         card = Card(model_name(named), model_version(version))
         return await self._rooms.shelf.serve(source, card, fee)
 
@@ -329,10 +330,3 @@ def _view(worker: WorkerStatus) -> WorkerView:
 
 def _is_meant(card: Card, ref: ModelRef) -> bool:
     return card.name == ref.name and ref.version in ("", card.version)
-
-
-def _name_of(path: Path) -> str:
-    """A folder's name, and for `folder/model.onnx` the folder's too."""
-    whole = path.resolve()
-    generic = whole.suffix == ".onnx" and whole.stem == "model"
-    return whole.parent.name if generic else whole.stem if whole.suffix == ".onnx" else whole.name

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["table"]
+__all__ = ["facts", "table"]
 
-_WIDTH = 200
+_WIDTH = 10_000
 """Columns where the output is no terminal: enough that no line breaks."""
 
 
@@ -21,6 +21,20 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") 
         shown.add_column(head, justify="right" if "MESH" in head else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))  # what others have named must not be read as markup
+    return _text(shown)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and what is said of each."""
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        shown.add_row(Text(name), Text(value))
+    return _text(shown)
+
+
+def _text(shown: Table) -> str:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH, no_color=True)

@@ -34,6 +34,7 @@ __all__ = [
     "hours",
     "invite",
     "listen_address",
+    "name_of",
     "network",
     "port",
     "rate",
@@ -191,6 +192,13 @@ def deployment(value: object) -> Deployment:
     name = model_name(given["name"]) if "name" in given else None
     version = model_version(given.get("version", "1.0.0"))
     return Deployment(folder(path), name, Amount.parse(given.get("fee", "0")), version)
+
+
+def name_of(path: Path) -> str:
+    """What a model is called if nothing is said: as its folder, also for `folder/model.onnx`, or file."""
+    whole = path.resolve()
+    generic = whole.suffix == ".onnx" and whole.stem == "model"
+    return whole.parent.name if generic else whole.stem if whole.suffix == ".onnx" else whole.name
 
 
 def replication(value: object) -> Replication:

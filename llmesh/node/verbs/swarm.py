@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from llmesh.node import values
-from llmesh.node.asking import ask, folder_of, of_a_node, show
 from llmesh.node.faults import StartRefused
+from llmesh.node.verbs.asked import Asked, Value, of_a_node
+from llmesh.node.verbs.asking import ask_node, die_by_signals, show
 
 __all__ = ["invite", "ledger"]
 
@@ -20,30 +21,43 @@ __all__ = ["invite", "ledger"]
     metavar="MESH",
     help="MESH for whoever joins by it, from the issuer's balance.  [default: 0]",
 )
-@click.option("--expires", default="7d", metavar="TIME", help="When it ends, such as 12h.  [default: 7d]")
+@click.option(
+    "--expires",
+    type=Value(values.duration, "time"),
+    default="7d",
+    metavar="TIME",
+    help="When it ends, such as 12h.  [default: 7d]",
+)
 @of_a_node
-@click.pass_context
-def invite(context: click.Context, credit: str, expires: str, as_json: bool, data_dir: str | None) -> None:
-    """Print one line by which another machine joins this node's swarm: treat it like money."""
-    body = {"credit": credit, "lifetime": values.duration(expires)}
-    told = ask(folder_of(context, data_dir), lambda desk: desk.post("/owner/invite", body))
-    show(told, as_json, lambda made: str(made["invite"]))
+def invite(asked: Asked, credit: str, expires: float) -> None:
+    """Print a line by which a machine joins this swarm.
+
+    Treat it like money: whoever joins by it first takes its credit.
+
+    \b
+    Example, and what to do with its line on the other machine:
+      llmesh invite --credit 5000
+      llmesh start --join llmesh1-...
+    """
+    body = {"credit": credit, "lifetime": expires}
+    told = ask_node(asked, lambda desk: desk.post("/owner/invite", body))
+    show(told, asked, lambda made: str(made["invite"]))
 
 
 @click.group("ledger", no_args_is_help=False)
 def ledger() -> None:
-    """The ledger of this node's swarm, as this node keeps it."""
+    """Check the ledger of this node's swarm."""
 
 
 @ledger.command("verify")
 @of_a_node
-@click.pass_context
-def verify(context: click.Context, as_json: bool, data_dir: str | None) -> None:
+def verify(asked: Asked) -> None:
     """Rebuild all balances from the signed log and compare them, also while the node runs."""
     from llmesh.ledger.local import verify_ledger
     from llmesh.node.home import LEDGER
 
-    path = folder_of(context, data_dir) / LEDGER
+    die_by_signals()
+    path = asked.folder / LEDGER
     if not path.exists():
         raise StartRefused(f"There is no ledger {path}; start the node once, or say where with --data-dir.")
     found = verify_ledger(path)
@@ -54,7 +68,7 @@ def verify(context: click.Context, as_json: bool, data_dir: str | None) -> None:
         "accounts": found.accounts,
         "channels": found.channels,
     }
-    show(told, as_json, _verified)
+    show(told, asked, _verified)
 
 
 def _verified(told: dict[str, Any]) -> str:

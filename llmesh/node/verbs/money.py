@@ -1,4 +1,4 @@
-"""The verbs about money: what the node has, and what one charge was for."""
+"""The verbs about money: what the node has, what one charge was for, and taking a stake out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from llmesh.node.asking import ask, folder_of, of_a_node, show
-from llmesh.node.tables import table
+from llmesh.core.amount import Amount
+from llmesh.node.verbs.asked import Asked, of_a_gateway, of_a_node
+from llmesh.node.verbs.asking import ask, ask_node, show
+from llmesh.node.verbs.models import MESH
 
-__all__ = ["explain", "wallet"]
+__all__ = ["explain", "unbond", "wallet", "withdraw"]
 
 _SHORT = 12
 
@@ -19,25 +21,59 @@ _SHORT = 12
 @click.option(
     "--days", type=click.IntRange(1, 3660), default=30, show_default=True, help="How far back fees are told."
 )
-@of_a_node
-@click.pass_context
-def wallet(context: click.Context, days: int, as_json: bool, data_dir: str | None) -> None:
-    """Show balance, stake and channels, and what was spent and earned by model and day."""
-    told = ask(folder_of(context, data_dir), lambda desk: desk.get("/owner/wallet", days=str(days)))
-    show(told, as_json, lambda whole: "\n\n".join(_wallet(whole, days)))
+@of_a_gateway
+def wallet(asked: Asked, days: int) -> None:
+    """Show balance, stake, channels and fees.
+
+    What was spent and earned is told by model and day.
+    """
+    if asked.gateway:
+        told = ask_node(asked, lambda desk: desk.get("/api/v1/wallet", days=str(days)))
+    else:
+        told = ask(asked, lambda desk: desk.get("/owner/wallet", days=str(days)))
+    show(told, asked, lambda whole: "\n\n".join(_wallet(whole, days)))
 
 
 @click.command("explain")
 @click.argument("id")
 @of_a_node
-@click.pass_context
-def explain(context: click.Context, id: str, as_json: bool, data_dir: str | None) -> None:
-    """Tell what the request ID cost, and what for, by its receipts."""
-    told = ask(folder_of(context, data_dir), lambda desk: desk.get("/owner/explain", id=id))
-    show(told, as_json, lambda whole: "\n\n".join(_explanation(whole)))
+def explain(asked: Asked, id: str) -> None:
+    """Tell what the request ID cost, and what for."""
+    told = ask(asked, lambda desk: desk.get("/owner/explain", id=id))
+    show(told, asked, lambda whole: "\n\n".join(_explanation(whole)))
+
+
+@click.command("unbond")
+@click.argument("amount", type=MESH, metavar="MESH")
+@of_a_node
+def unbond(asked: Asked, amount: Amount) -> None:
+    """Take MESH out of the stake.
+
+    It stops counting at once; after the swarm's waiting time `withdraw` frees it.
+    """
+    told = ask_node(asked, lambda desk: desk.post("/owner/unbond", {"amount": str(amount)}))
+    show(told, asked, _stake)
+
+
+@click.command("withdraw")
+@of_a_node
+def withdraw(asked: Asked) -> None:
+    """Put what was unbonded back into the balance.
+
+    It has to have waited long enough.
+    """
+    told = ask_node(asked, lambda desk: desk.post("/owner/withdraw", {}))
+    show(told, asked, _stake)
+
+
+def _stake(told: dict[str, Any]) -> str:
+    leaving = f"; {told['unbonding']} MESH are leaving the stake" if told["unbonding"] else ""
+    return f"{told['stake']} MESH are bonded{leaving}; the balance is {told['balance']} MESH."
 
 
 def _wallet(told: dict[str, Any], days: int) -> Iterator[str]:
+    from llmesh.node.tables import table
+
     yield f"Account {told['account']} on ledger {told['chain']}"
     names = ("balance", "stake", "unbonding", "earned", "unknown")
     yield table(("", "MESH"), [(_WORDS[name], str(told[name])) for name in names])

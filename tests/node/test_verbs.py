@@ -1,0 +1,259 @@
+"""The verbs of the command line against a gateway that is a fake: what they ask, print and refuse."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from llmesh.node.cli import command, main
+from llmesh.node.verbs import VERBS
+from llmesh.node.verbs.view import lasting
+
+ME = "12D3KooW" + "M" * 44
+OTHER = "12D3KooW" + "B" * 44
+ID, ID2 = "ab" * 32, "cd" * 32
+STATUS = {
+    "node_id": ME, "version": "9.9", "peers": 1, "models": 2, "stake": 5, "earnings": 0.000001,
+    "addresses": ["/ip4/192.0.2.7/tcp/4001"], "reachable": False, "uptime": 3700.5, "sandbox": "confined",
+    "providers": ["cpu"], "transfers": [],
+    "workers": [
+        {"model_id": id, "sandbox": "confined", "provider": "cpu", "batch": 1, "resident": 2_000_000,
+         "calls": 0}
+        for id in (ID, ID2)
+    ],
+    "swarm": {"id": "f" * 64, "account": "0x", "issuer": False, "balance": 1234567.000001, "entries": 3,
+              "followed": 2, "alarm": "two logs"},
+}  # fmt: skip
+
+
+def offer(id: str, name: str, provider: str = ME, version: str = "1.0.0", fee: float = 0.1) -> dict[str, Any]:
+    return {"name": name, "version": version, "model_id": id, "task": "raw-tensors", "fee": fee,
+            "provider": provider, "stake": 7, "description": "", "licence": ""}  # fmt: skip
+
+
+@dataclass
+class Gateway:
+    """Answers by method and path (without query); whatever else is refused."""
+
+    url: str = ""
+    answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    asked: list[tuple[str, str, bytes]] = field(default_factory=list)
+    headers: list[Any] = field(default_factory=list)
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    fake = Gateway()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            fake.asked.append((self.command, self.path, body))
+            fake.headers.append(self.headers)
+            missing = (404, {"code": 1001, "detail": f"No {self.path}."})
+            status, told = fake.answers.get(f"{self.command} {self.path.partition('?')[0]}", missing)
+            text = told if isinstance(told, bytes) else json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        fake.url = f"http://127.0.0.1:{server.server_port}"
+        fake.answers = {
+            "GET /api/v1/status": (200, STATUS),
+            f"GET /api/v1/models/{ID}": (200, {"offers": [offer(ID, "情感[b]"), offer(ID, "x", OTHER)]}),
+            f"GET /api/v1/models/{ID2}": (200, {"offers": [offer(ID2, "情感[b]", version="2", fee=0)]}),
+            "GET /api/v1/models": (200, {"models": [offer(ID2, "far", OTHER)]}),
+            "GET /api/v1/peers": (200, {"peers": [
+                {"peer_id": OTHER, "state": "connected", "addresses": ["/ip4/192.0.2.9/tcp/1"],
+                 "latency_ms": 1.25, "models": 3, "stake": 10}]}),
+        }  # fmt: skip
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield fake
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No node of this machine is met by a slip of a test."""
+    monkeypatch.setenv("LLMESH_DATA_DIR", str(tmp_path / "home"))
+    monkeypatch.delenv("LLMESH_URL", raising=False)
+    monkeypatch.delenv("LLMESH_KEY", raising=False)
+
+
+def said(gateway: Gateway, *arguments: str) -> str:
+    done = CliRunner().invoke(main, [*arguments, "--url", gateway.url])
+    assert done.exception is None, done.exception
+    return done.stdout
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code and the one line of a command that is refused."""
+    with pytest.raises(SystemExit) as ended:
+        command(list(arguments))
+    out, line = capsys.readouterr()
+    assert out == ""
+    assert line.startswith("llmesh: ")
+    assert line.count("\n") == 1
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, line
+
+
+def test_status_and_peers_read_well(gateway: Gateway) -> None:
+    shown = said(gateway, "status")
+    for part in (ME, "1 h 1 min", "/ip4/192.0.2.7/tcp/4001/p2p/", "consumer only", "0.000001 MESH",
+                 "1234567.000001", "a member; 2 others", "two logs"):  # fmt: skip
+        assert part in shown
+    assert json.loads(said(gateway, "status", "--json")) == STATUS
+    heads, row = said(gateway, "peers", "--limit", "7").splitlines()
+    assert heads.split() == ["peer", "state", "latency", "models", "MESH", "staked", "address"]
+    assert row.split() == [OTHER, "connected", "1.2", "ms", "3", "10", "/ip4/192.0.2.9/tcp/1"]
+    assert gateway.asked[-1][1] == "/api/v1/peers?limit=7"
+    gateway.answers["GET /api/v1/peers"] = (200, {"peers": []})
+    assert "--join" in said(gateway, "peers")
+
+
+def test_its_own_models_are_told_from_those_of_the_mesh(gateway: Gateway) -> None:
+    _, first, second = said(gateway, "models").splitlines()
+    assert first.split() == ["情感[b]", "1.0.0", "raw-tensors", "0.1", "2", "MB", "confined", ID]
+    assert second.split()[3] == "free"
+    told = json.loads(said(gateway, "models", "--json"))["models"]
+    assert [row["worker"]["resident"] for row in told] == [2_000_000] * 2
+    assert said(gateway, "search", "fa", "--max-fee", "0.50", "--limit", "3").splitlines()[1].split() == [
+        "far", "1.0.0", "raw-tensors", "0.1", "7", OTHER,
+    ]  # fmt: skip
+    assert gateway.asked[-1][1] == "/api/v1/models?name=fa&limit=3&max_fee=0.5"
+    gateway.answers["GET /api/v1/models"] = (200, {"models": []})
+    assert "No such model" in said(gateway, "search")
+
+
+def test_a_model_is_removed_by_any_of_its_names(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.answers[f"DELETE /api/v1/models/{ID}"] = (200, {"model_id": ID})
+    del gateway.answers[f"GET /api/v1/models/{ID2}"]
+    gateway.answers[f"GET /api/v1/models/{ID2}"] = (200, {"offers": [offer(ID2, "a", version="2")]})
+    gateway.answers[f"GET /api/v1/models/{ID}"] = (200, {"offers": [offer(ID, "a")]})
+    for name in ("a:1.0.0", f"a@{ID}", ID):
+        assert ID in said(gateway, "remove", name)
+        assert gateway.asked[-1][0] == "DELETE"
+    count = len(gateway.asked)
+    assert refused(capsys, "remove", "a", "--url", gateway.url)[1].startswith(
+        "llmesh: [4003 Conflict] a may be"
+    )
+    assert refused(capsys, "remove", "b", "--url", gateway.url)[0] == 1
+    assert all(method == "GET" for method, _, _ in gateway.asked[count:])
+
+
+def test_a_model_is_sent_to_a_node_elsewhere(gateway: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "my-model").mkdir()
+    path = tmp_path / "my-model" / "model.onnx"
+    path.write_bytes(b"onnx")
+    gateway.answers["POST /api/v1/models"] = (201, {"model_id": ID, "name": "my-model", "version": "1.0.0"})
+    shown = said(gateway, "deploy", str(path), "--fee", "0.25", "--key", "llmesh_k")
+    assert shown == f"my-model:1.0.0 is served now (model {ID}).\n"
+    [(_, _, body)] = gateway.asked
+    assert b'"name": "my-model", "fee": "0.25"' in body
+    assert b"\r\nonnx\r\n" in body
+    assert gateway.headers[0]["Authorization"] == "Bearer llmesh_k"
+
+
+def test_the_environment_names_the_gateway_and_the_key(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLMESH_URL", gateway.url)
+    monkeypatch.setenv("LLMESH_KEY", "llmesh_e")
+    assert ME in CliRunner().invoke(main, ["status"]).stdout
+    assert gateway.headers[0]["Authorization"] == "Bearer llmesh_e"
+    for arguments in (["status", "--data-dir", str(tmp_path)], ["invite"], ["keys", "list"]):
+        code, line = refused(capsys, *arguments)
+        assert (code, "no node in" in line) == (2, True), "what is the owner's is not asked of a gateway"
+    assert len(gateway.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ((401, {"code": 4001, "detail": "No key."}), "[4001 Unauthorized] No key. Use a valid key"),
+        ((418, {"code": 9999, "detail": "Tea."}), "[9999 UnknownError] Tea. "),
+        ((200, b"<html>"), "[2001 NetworkError] http"),
+        ((500, {"detail": "Oh."}), "[2001 NetworkError] http"),
+    ],
+)
+def test_what_a_node_refuses_is_one_line_and_1(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str], answer: tuple[int, Any], line: str
+) -> None:
+    gateway.answers["GET /api/v1/status"] = answer
+    code, told = refused(capsys, "status", "--url", gateway.url)
+    assert code == 1
+    assert line in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "--max-fee", "-1"], ["search", "--limit", "0"], ["search", "--max-fee", "1e-7"],
+        ["remove", "!"], ["remove"], ["run", "!", "x"], ["run", "m"], ["run", "m", "x", "--input", "{}"],
+        ["run", "m", "--input", "[1]"], ["run", "m", "--input", "{"], ["run", "m", "--input", "{}"],
+        ["run", "m", "x", "--timeout", "0"], ["run", "m", "x", "--timeout", "nan"],
+        ["run", "m", "x", "--max-tokens", "0"], ["run", "m", "x", "--temperature", "-1"],
+        ["deploy", "/nowhere/at/all"], ["deploy", ".", "--name", "!"], ["deploy", ".", "--fee", "much"],
+        ["deploy", ".", "--version", "a b"], ["fetch", "m", "--fee", "1"], ["fetch", "!"],
+        ["unbond", "-5"], ["unbond", "x"], ["keys", "create", "--name", "a", "--expires", "soon"],
+        ["invite", "--expires", "0d"], ["status", "--url", "ftp://x"], ["start", "extra"],
+        ["status", "--url", "http://x", "--data-dir", "y"],
+        ["peers", "--limit", "many"], ["nonsense"], ["start", "--port", "http"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_bad_words_are_refused_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], tmp_path: Path
+) -> None:
+    assert refused(capsys, *arguments)[0] == 2
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_text_that_is_not_utf8_is_refused() -> None:
+    done = CliRunner().invoke(main, ["run", "m", "-"], input=b"\xff")
+    assert (done.exit_code, "not UTF-8" in done.stderr) == (2, True)
+
+
+def test_every_verb_explains_itself() -> None:
+    for verb in (*VERBS, main.commands["start"]):
+        done = CliRunner().invoke(main, [str(verb.name), "--help"])
+        assert done.exit_code == 0
+        short = verb.get_short_help_str(60)
+        assert short, verb.name
+        assert not short.endswith("..."), verb.name
+        for parameter in verb.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{verb.name} does not explain {parameter.name}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (200_000, "2 d 7 h")]
+)
+def test_lengths_of_time(seconds: float, text: str) -> None:
+    assert lasting(seconds) == text
+
+
+def test_completion_is_offered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_LLMESH_COMPLETE", "bash_source")
+    with pytest.raises(SystemExit):
+        command([], "llmesh")
+    assert "_llmesh_completion" in capsys.readouterr().out
