@@ -34,7 +34,13 @@ DOORS = {
     "numpy": ("llmesh/runtime/",),
     "jinja2": ("llmesh/runtime/",),
     "rich": ("llmesh/node/",),
-    "onnx": ("llmesh/runtime/scan.py",),
+    # The scanner reads a graph before it is trusted; a decoder's worker, locked in, rewrites it.
+    "onnx": (
+        "llmesh/runtime/scan.py",
+        "llmesh/runtime/generation/fusion.py",
+        "llmesh/runtime/generation/patterns.py",
+        "llmesh/runtime/generation/web.py",
+    ),
     "google": ("llmesh/wire/", "llmesh/runtime/scan.py"),  # an ONNX file is a protobuf message
     "nacl": ("llmesh/crypto.py",),
     "coincurve": ("llmesh/crypto.py",),

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmesh.errors import ModelFailed, NodeBusy, ValidationFailed
+from llmesh.errors import ModelFailed, ValidationFailed
 from llmesh.runtime.generation.chat import Chat, open_tokenizer
-from llmesh.runtime.generation.graph import Floats, Graph
+from llmesh.runtime.generation.fusion import open_graph
+from llmesh.runtime.generation.graph import Floats
 from llmesh.runtime.generation.lane import Event, Failed, Job, JobId, Lane, Piece, cache_bytes
 from llmesh.runtime.generation.layout import find_layout
 from llmesh.runtime.generation.request import GenerationRequest
@@ -37,11 +38,10 @@ _PROMPT_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`rows` run at once, `waiting` more may queue; `cache_bytes` bounds the keys and values of all rows."""
+    """`rows` run at once; `cache_bytes` bounds the keys and values of all of them."""
 
     threads: int = 1
     rows: int = 16
-    waiting: int = 32
     cache_bytes: int = 1 << 30
 
 
@@ -57,7 +57,7 @@ class Generator:
         self._tokenizer = open_tokenizer(folder)
         self._chat = Chat(self._tokenizer, self._settings)
         lanes = limits.threads if _weight(folder / graph) <= _SMALL_MODEL else 1
-        self._graph = Graph(folder / graph, self._settings, limits.threads // lanes)
+        self._graph = open_graph(folder / graph, self._settings, limits.threads // lanes)
         self.layout = find_layout(self._graph, max(2, limits.rows))
         self._lanes = [Lane(self.layout, limits.rows) for _ in range(lanes)]
         self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
@@ -96,14 +96,6 @@ class Generator:
     def add(self, job: Job) -> None:
         """Queue a prepared job; its prompt is read by one of the next steps."""
         self._waiting.append(job)
-
-    def submit(self, request: GenerationRequest) -> JobId:
-        """Prepare and add; NodeBusy where the queue is full."""
-        if len(self._waiting) >= self._limits.waiting:
-            raise NodeBusy(f"{len(self._waiting)} requests wait for this model already.", retry_after=1.0)
-        job = self.prepare(request)
-        self.add(job)
-        return job.id
 
     def cancel(self, job: JobId) -> None:
         """Forget a job; its row is free at the next step.  One that is over already is no error."""

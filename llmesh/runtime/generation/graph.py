@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ import onnxruntime as ort
 from llmesh.errors import ModelFailed, ValidationFailed
 from llmesh.runtime.generation.settings import ModelSettings
 
-__all__ = ["Array", "Floats", "Graph", "Past"]
+__all__ = ["Array", "Floats", "Graph", "Past", "failure", "open_session", "run_session"]
 
 Array: TypeAlias = "npt.NDArray[Any]"
 Floats: TypeAlias = "npt.NDArray[np.float32]"
@@ -38,18 +39,21 @@ _PIECE_LOGITS = 1 << 24
 class Graph:
     """One session and what is known of its inputs and outputs.
 
-    `piece` is the most prompt tokens to read in one run, `token_bytes` what the cache of one token
-    takes.  Raises ValidationFailed for a file that is not a decoder with a cache.
+    `content` stands in for what the file holds, but not for the weights beside it.  `piece` is the
+    most prompt tokens to read in one run, `token_bytes` what the cache of one token takes.  Raises
+    ValidationFailed for a file that is not a decoder with a cache.
     """
 
-    def __init__(self, path: Path, settings: ModelSettings, threads: int) -> None:
-        self.session = _open(path, threads)
+    def __init__(
+        self, path: Path, settings: ModelSettings, threads: int, content: bytes | None = None
+    ) -> None:
+        self.session = open_session(path, threads, content)
         self.context = settings.context
         inputs = {one.name: one for one in self.session.get_inputs()}
         outputs = {one.name: one for one in self.session.get_outputs()}
         self.past = _past_names(inputs)
         self.present = _present_names(self.past, outputs)
-        self.grouped = _mentions(path, _GROUPED)
+        self.grouped = _GROUPED in content if content else _mentions(path, _GROUPED)
         self.index_type = _INDEX.get(inputs["input_ids"].type, np.int64)
         self.dtype = _float_type(inputs[self.past[0]])
         self.logits_type = _float_type(outputs["logits"])
@@ -94,12 +98,8 @@ class Graph:
         return feed
 
     def run(self, outputs: list[str], feed: dict[str, Array]) -> list[Array]:
-        """Run once.  Raises ModelFailed with the first line of what onnxruntime says."""
-        try:
-            found: list[Array] = self.session.run(outputs, feed)
-        except Exception as error:
-            raise failure(error) from None
-        return found
+        """See run_session."""
+        return run_session(self.session, outputs, feed)
 
     def _count_vocabulary(self) -> int:
         """Reading one token also proves that the inputs are of the right types and shapes."""
@@ -118,7 +118,8 @@ def failure(error: Exception) -> ModelFailed:
     return ModelFailed(f"onnxruntime: {(str(error).splitlines() or [''])[0][:300]}.")
 
 
-def _open(path: Path, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, threads: int, content: bytes | None = None) -> ort.InferenceSession:
+    """Load a file, or `content` with the weights beside the file.  Raises ValidationFailed."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -126,10 +127,20 @@ def _open(path: Path, threads: int) -> ort.InferenceSession:
     # Prompts come in every length; a memory plan kept for each of them would only pile up.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ValidationFailed(f"{path.name} does not load: {failure(error).message}") from None
+
+
+def run_session(session: ort.InferenceSession, outputs: list[str], feed: Mapping[str, Array]) -> list[Array]:
+    """Run once.  Raises ModelFailed with the first line of what onnxruntime says."""
+    try:
+        found: list[Array] = session.run(outputs, feed)
+    except Exception as error:
+        raise failure(error) from None
+    return found
 
 
 def _past_names(inputs: dict[str, Any]) -> list[str]:

@@ -134,32 +134,39 @@ class Lane:
             self.running[row] = self.running[-1]
             del self.running[-1]
 
-    def step(self) -> tuple[Floats, float] | ModelFailed:
-        """Read every running job's newest token: the logits, and the seconds for each of them."""
+    def step(self) -> tuple[list[Choice], float] | ModelFailed:
+        """Read every running job's newest token: the next of each, and the seconds for each of them.
+
+        It touches this lane only; lanes step side by side.
+        """
         start = time.perf_counter()
         try:
             logits = self._rows.step([job.token for job in self.running])
+            chosen = self._choose(logits)
         except ModelFailed as error:
             return error
-        return logits, (time.perf_counter() - start) / len(self.running)
+        return chosen, (time.perf_counter() - start) / len(self.running)
 
-    def advance(self, found: tuple[Floats, float] | ModelFailed) -> Iterator[Event]:
-        """Choose every running job's next token; the rows of those that are over are free."""
+    def advance(self, found: tuple[list[Choice], float] | ModelFailed) -> Iterator[Event]:
+        """Say what came of a step; the rows of jobs that are over are free."""
         if isinstance(found, ModelFailed):
             yield from self._break(found)
             return
-        logits, seconds = found
-        noise = _CAUTION * self._layout.noise if len(self.running) > 1 else 0.0
-        chosen = choose(logits, [job.chooser for job in self.running], noise)
-        for row, choice in enumerate(chosen):
-            if choice.close:
-                chosen[row] = choose_again(self._rows.again(row), self.running[row].chooser)
+        chosen, seconds = found
         for job, choice in zip(list(self.running), chosen, strict=True):
             job.seconds += seconds
             for event in job.take(choice):
                 yield event
                 if not isinstance(event, Piece):
                     self.leave(job)
+
+    def _choose(self, logits: Floats) -> list[Choice]:
+        noise = _CAUTION * self._layout.noise if len(self.running) > 1 else 0.0
+        chosen = choose(logits, [job.chooser for job in self.running], noise)
+        for row, choice in enumerate(chosen):
+            if choice.close:
+                chosen[row] = choose_again(self._rows.again(row), self.running[row].chooser)
+        return chosen
 
     def _break(self, error: ModelFailed) -> Iterator[Event]:
         """A run that failed takes the rows of its lane with it."""

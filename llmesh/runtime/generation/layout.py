@@ -15,7 +15,7 @@ from llmesh.errors import ModelFailed, ValidationFailed
 from llmesh.runtime.generation.graph import Array, Floats, Graph, Past
 from llmesh.runtime.generation.rows import AppendedRows, InPlaceRows, Rows, SharedRows, columns_for
 
-__all__ = ["Layout", "SeparateRows", "find_layout"]
+__all__ = ["Layout", "SeparateRows", "distance", "find_layout"]
 
 _NEXT = 1
 _TRIAL_BYTES = 256 << 20
@@ -88,12 +88,12 @@ def find_layout(graph: Graph, limit: int) -> Layout:
     prompts = [_tokens(graph, min(5 + 7 * n % 45, graph.context - 1)) for n in range(limit)]
     pasts = [_read(graph, one) for one in prompts]
     alone = _read_one(graph, pasts[0])
-    if _distance(alone, _whole(graph, prompts[0])) > _SAME:
+    if distance(alone, _whole(graph, prompts[0])) > _SAME:
         raise ValidationFailed("The graph's cache does not carry on what it has read: it is no decoder.")
     kind: type[SharedRows] = InPlaceRows if graph.grouped else AppendedRows
     try:
         plain = Layout(graph, kind, 1, graph.context if graph.grouped else _widest(graph))
-        if _distance(alone, _Trial(plain, pasts[:1]).logits) > _SAME:
+        if distance(alone, _Trial(plain, pasts[:1]).logits) > _SAME:
             return Layout(graph, None)
         free = _measure(plain, pasts)
         if free.exact:
@@ -163,6 +163,7 @@ def _whole(graph: Graph, tokens: list[int]) -> Floats:
     return graph.read([*tokens, _NEXT], graph.empty())[0]
 
 
-def _distance(one: Floats, other: Floats) -> float:
+def distance(one: Floats, other: Floats) -> float:
+    """How far logits are from others, in parts of their spread."""
     spread = float(np.linalg.norm(one - one.mean())) or 1.0
     return float(np.linalg.norm(one - other)) / spread

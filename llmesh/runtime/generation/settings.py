@@ -37,13 +37,15 @@ class Defaults:
 class ModelSettings:
     """`context` in tokens, prompt and answer together; `heads` and `head_size` of the cache where known.
 
-    `special` are the words of tokenizer_config.json (`bos_token` and so on) that templates use.
+    `query_heads` are those of the queries, which may share keys and values; `special` are the words
+    of tokenizer_config.json (`bos_token` and so on) that templates use.
     """
 
     context: int
     ends: frozenset[int]
     defaults: Defaults
     heads: int | None
+    query_heads: int | None
     head_size: int | None
     template: str
     special: dict[str, str]
@@ -64,6 +66,9 @@ def read_settings(folder: Path) -> ModelSettings:
         or _whole(config, "num_key_value_heads")
         or _whole(config, "num_attention_heads")
         or _whole(config, "n_head"),
+        query_heads=_whole(config, "num_attention_heads")
+        or _whole(config, "n_head")
+        or _whole(decoder, "num_attention_heads"),
         head_size=_whole(decoder, "head_size") or _head_size(config),
         template=_template(folder, tokenizer),
         special=_special(tokenizer),

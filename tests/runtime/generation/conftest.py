@@ -180,12 +180,16 @@ class _Builder:
 
 
 def write_bundle(folder: Path, kind: str, seed: int = 0) -> Path:
-    """`plain` has position_ids, `masked` counts the mask, `learned` the cache, `grouped` is a builder's."""
+    """`plain` has position_ids, `masked` counts the mask, `learned` the cache, `grouped` is a builder's.
+
+    `fused` is plain, with the number of heads that lets it be rewritten.
+    """
     folder.mkdir(exist_ok=True)
-    onnx.save(_Builder(kind, seed).build(), folder / "model.onnx")
+    onnx.save(_Builder("plain" if kind == "fused" else kind, seed).build(), folder / "model.onnx")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
     config = {"max_position_embeddings": CONTEXT, "eos_token_id": 0, "head_dim": SIZE}
-    (folder / "config.json").write_text(json.dumps(config))
+    heads = {"num_attention_heads": HEADS} if kind == "fused" else {}
+    (folder / "config.json").write_text(json.dumps(config | heads))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     return folder
 

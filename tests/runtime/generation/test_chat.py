@@ -21,7 +21,7 @@ WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def settings_with(template: str) -> ModelSettings:
-    return ModelSettings(512, frozenset((2,)), Defaults(), None, None, template, {})
+    return ModelSettings(512, frozenset((2,)), Defaults(), None, None, None, template, {})
 
 
 def mini(template: str | None = None) -> tuple[Tokenizer, Chat]:

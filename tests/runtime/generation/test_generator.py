@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmesh.core.inference import Usage
-from llmesh.errors import MeshError, ModelFailed, NodeBusy, ValidationFailed
+from llmesh.errors import MeshError, ModelFailed, ValidationFailed
 from llmesh.runtime.generation.generator import Generator, Limits
 from llmesh.runtime.generation.lane import Event, Failed, Finished, JobId, Piece
 from llmesh.runtime.generation.request import GenerationRequest, Message
@@ -49,8 +49,14 @@ class Answer:
         return self.text, self.token_ids, self.reason
 
 
+def submit(generator: Generator, request: GenerationRequest) -> JobId:
+    job = generator.prepare(request)
+    generator.add(job)
+    return job.id
+
+
 def run(generator: Generator, *requests: GenerationRequest) -> list[Answer]:
-    answers = {generator.submit(one): Answer() for one in requests}
+    answers = {submit(generator, one): Answer() for one in requests}
     finish(generator, answers)
     return list(answers.values())
 
@@ -119,7 +125,7 @@ def test_joins_leaves_and_cancels_change_nothing(
     left = list(requests)
     while left or not generator.idle:
         for _ in range(min(len(left), chance.randint(0, 3))):
-            answers[generator.submit(left.pop(0))] = Answer()
+            answers[submit(generator, left.pop(0))] = Answer()
         for _ in range(chance.randint(1, 12)):
             for event in generator.step():
                 assert event.job not in cancelled, "an event of a cancelled job"
@@ -136,21 +142,22 @@ def test_joins_leaves_and_cancels_change_nothing(
 
 
 def test_every_layout_says_the_same(opened: Open) -> None:
-    """The three kinds share their weights and compute the same function, each in its own layout."""
+    """The kinds share their weights and compute the same function, each in its own layout."""
     requests = [GenerationRequest(prompt="the 狐狸" * n, max_tokens=40) for n in range(1, 7)]
-    plain, masked, grouped = (
+    plain, masked, grouped, fused = (
         [answer.token_ids for answer in run(opened(kind), *requests)]
-        for kind in ("plain", "masked", "grouped")
+        for kind in ("plain", "masked", "grouped", "fused")
     )
-    assert plain == masked == grouped
-    kinds = {kind: opened(kind).layout.kind for kind in ("plain", "masked", "learned", "grouped")}
+    assert plain == masked == grouped == fused
+    kinds = {kind: opened(kind).layout.kind for kind in ("plain", "masked", "learned", "grouped", "fused")}
     names = {kind: getattr(layout, "__name__", None) for kind, layout in kinds.items()}
     assert names == {
-        "plain": "AppendedRows", "masked": "AppendedRows", "learned": None, "grouped": "InPlaceRows"
+        "plain": "AppendedRows", "masked": "AppendedRows", "learned": None,
+        "grouped": "InPlaceRows", "fused": "InPlaceRows"
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["plain", "learned", "grouped"])
+@pytest.mark.parametrize("kind", ["plain", "learned", "grouped", "fused"])
 def test_a_close_choice_is_made_again_by_the_row_alone(opened: Open, kind: str) -> None:
     """Were mates to move every logit, each row would be asked by itself, and say what it says alone."""
     generator = opened(kind)
@@ -172,9 +179,9 @@ def test_a_long_prompt_is_read_in_pieces(opened: Open) -> None:
     whole = run(generator, request)[0].said
     generator._graph.piece, kept = 7, generator._graph.piece
     try:
-        job = generator.submit(GenerationRequest(prompt="a", max_tokens=30))
+        job = submit(generator, GenerationRequest(prompt="a", max_tokens=30))
         generator.step()
-        answers = {job: Answer(), generator.submit(request): Answer()}
+        answers = {job: Answer(), submit(generator, request): Answer()}
         finish(generator, answers)
     finally:
         generator._graph.piece = kept
@@ -213,7 +220,7 @@ def test_the_same_seed_is_the_same_text_and_none_is_not(mini: Generator) -> None
 
 
 def test_a_cancelled_job_is_gone_within_a_step(mini: Generator) -> None:
-    gone, stays = mini.submit(GREEDY), mini.submit(GREEDY)
+    gone, stays = submit(mini, GREEDY), submit(mini, GREEDY)
     mini.step()
     mini.cancel(gone)
     events = mini.step()
@@ -240,33 +247,21 @@ def test_what_cannot_fit_is_refused_with_both_lengths(
     mini: Generator, request_: GenerationRequest, message: str
 ) -> None:
     with pytest.raises(ValidationFailed, match=message):
-        mini.submit(request_)
+        submit(mini, request_)
     assert mini.idle
 
 
-def test_the_queue_is_bounded(bundle: Callable[[str], Path]) -> None:
-    generator = Generator(bundle("plain"), "model.onnx", Limits(rows=1, waiting=2))
-    jobs = [generator.submit(GenerationRequest(prompt="a", max_tokens=5)) for _ in range(2)]
-    with pytest.raises(NodeBusy) as caught:
-        generator.submit(GenerationRequest(prompt="a"))
-    assert caught.value.retry_after
-    answers = {job: Answer() for job in jobs}
-    finish(generator, answers)
-    assert all(answer.reason for answer in answers.values())
-    generator.close()
-
-
-@pytest.mark.parametrize("kind", ["plain", "grouped"])
+@pytest.mark.parametrize("kind", ["plain", "grouped", "fused"])
 def test_the_cache_is_bounded(bundle: Callable[[str], Path], kind: str) -> None:
     """Room for three short rows: the others wait, a request that never fits is refused, none fails."""
     row = 3 * 64 * 4 * 2 * 2 * 16 * 2
     generator = Generator(bundle(kind), "model.onnx", Limits(rows=8, cache_bytes=4 * row))
     most = 0
     answers = {
-        generator.submit(GenerationRequest(prompt="ab", max_tokens=40, seed=n)): Answer() for n in range(7)
+        submit(generator, GenerationRequest(prompt="ab", max_tokens=40, seed=n)): Answer() for n in range(7)
     }
     with pytest.raises(ValidationFailed, match=r"max_tokens: .* bytes"):
-        Generator(bundle(kind), "model.onnx", Limits(cache_bytes=row)).submit(GenerationRequest(prompt="ab"))
+        Generator(bundle(kind), "model.onnx", Limits(cache_bytes=row)).prepare(GenerationRequest(prompt="ab"))
     while not generator.idle:
         for event in generator.step():
             answers[event.job].add(event)
@@ -280,7 +275,7 @@ def test_a_run_that_fails_fails_its_rows_only(opened: Open, monkeypatch: pytest.
     generator = opened("learned")
     request = GenerationRequest(prompt="ab", max_tokens=20)
     whole = run(generator, request)[0].said
-    jobs = {generator.submit(request): Answer() for _ in range(2)}
+    jobs = {submit(generator, request): Answer() for _ in range(2)}
     for event in generator.step():
         jobs[event.job].add(event)
 
@@ -301,7 +296,7 @@ def test_logits_that_are_not_numbers_fail_their_row_only(
     generator = opened("plain")
     request = GenerationRequest(prompt="ab", max_tokens=20)
     whole = run(generator, request)[0].said
-    answers = {generator.submit(request): Answer() for _ in range(2)}
+    answers = {submit(generator, request): Answer() for _ in range(2)}
     bad = next(iter(answers))
     for event in generator.step():
         answers[event.job].add(event)
