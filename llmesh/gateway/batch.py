@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
@@ -10,7 +9,6 @@ import trio
 from msgspec import Raw
 from quart import Response
 
-from llmesh.core.ids import RequestId
 from llmesh.errors import Conflict, MeshError
 from llmesh.gateway.batch_schema import BatchBody, RowBody, RowsBody, decode_batch
 from llmesh.gateway.callers import Scope
@@ -19,6 +17,7 @@ from llmesh.gateway.inference import Router, answer_inference
 from llmesh.gateway.inference_schema import decode_inference
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.request import Request
+from llmesh.gateway.rows import row_id
 from llmesh.gateway.schema import decode, encode, problem
 
 __all__ = ["AT_ONCE", "batch_routes"]
@@ -61,14 +60,9 @@ async def _work(
 
 
 async def _answer(router: Router, request: Request, number: int, row: Raw) -> RowBody:
-    id = _row_id(request.id, number)
+    id = row_id(request.id, number)
     try:
         body = decode(bytes(row), decode_inference)
         return RowBody(result=Raw(await answer_inference(router, request.caller, id, body)))
     except MeshError as error:
         return RowBody(error=problem(error, error.http_status, id))
-
-
-def _row_id(batch: RequestId, number: int) -> RequestId:
-    """The same for the same row of the same batch, so that a batch sent again is paid once."""
-    return RequestId(hashlib.blake2b(f"{batch} {number}".encode(), digest_size=16).hexdigest())

@@ -23,12 +23,13 @@ from typing import TypeAlias
 
 import trio
 from quart import Response
+from werkzeug.datastructures import Headers
 
 from llmesh.core.ids import RequestId
 from llmesh.errors import Conflict, MeshError, NodeBusy, ValidationFailed
 from llmesh.gateway.request import Request
 
-__all__ = ["HEADER", "IDEMPOTENCY_KEY", "Idempotency", "keyed"]
+__all__ = ["HEADER", "IDEMPOTENCY_KEY", "Idempotency", "keyed", "refuse_key"]
 
 HEADER = "Idempotency-Key"
 IDEMPOTENCY_KEY = {
@@ -46,6 +47,8 @@ MOST = 10_000
 MOST_BYTES = 64 << 20
 """Bytes of all kept answers; beyond, the oldest are forgotten."""
 
+_MEANT = ("Content-Type", "Inference-Header-Content-Length")
+"""Headers that say what a body means."""
 _KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 _View: TypeAlias = Callable[[Request], Awaitable[Response]]
 _Name: TypeAlias = tuple[str, str]
@@ -55,10 +58,10 @@ _Name: TypeAlias = tuple[str, str]
 class _Answer:
     status: int
     body: bytes
-    kind: str
+    headers: Headers
 
     def respond(self) -> Response:
-        response = Response(self.body, self.status, content_type=self.kind)
+        response = Response(self.body, self.status, headers=self.headers.copy())
         response.headers["Idempotency-Replayed"] = "true"
         return response
 
@@ -112,7 +115,7 @@ class Idempotency:
         try:
             response = await run()
             body = await response.get_data(as_text=False)
-            entry.answer = _Answer(response.status_code, body, response.content_type or "")
+            entry.answer = _Answer(response.status_code, body, response.headers.copy())
             self._bytes += len(body)
             return response
         except MeshError as error:
@@ -148,14 +151,24 @@ class Idempotency:
 
 
 def keyed(view: _View) -> _View:
-    """A view whose requests in JSON are done once for each Idempotency-Key."""
+    """A view whose requests are done once for each Idempotency-Key; its answers must be whole, no streams."""
     idempotency = Idempotency()
 
     async def once(request: Request) -> Response:
-        body = await request.json_bytes()
-        return await idempotency.once(request, hashlib.blake2b(body).digest(), partial(view, request))
+        if HEADER not in request.headers:
+            return await view(request)
+        digest = hashlib.blake2b(await request.bounded_bytes())
+        for said in (request.path, *(request.headers.get(name, "") for name in _MEANT)):
+            digest.update(f"\n{said}".encode())
+        return await idempotency.once(request, digest.digest(), partial(view, request))
 
     return once
+
+
+def refuse_key(request: Request) -> None:
+    """For an answer that streams, which is not kept.  Raises ValidationFailed where a key came with it."""
+    if HEADER in request.headers:
+        raise ValidationFailed(f"An answer that streams is not kept, so it takes no {HEADER}.")
 
 
 def _key(request: Request) -> str | None:

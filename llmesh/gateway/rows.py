@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import trio
 
+from llmesh.core.ids import RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import MeshError
 from llmesh.gateway.inference import Router
 from llmesh.journal.purse import DurablePurse
 
-__all__ = ["AT_ONCE", "infer_all"]
+__all__ = ["AT_ONCE", "infer_all", "row_id"]
 
 AT_ONCE = 16
 """Inferences of one request that are under way at a time; the mesh batches them."""
+
+
+def row_id(request: RequestId, number: int) -> RequestId:
+    """The same for the same row of the same request, so that what is sent again is paid once."""
+    return RequestId(hashlib.blake2b(f"{request} {number}".encode(), digest_size=16).hexdigest())
 
 
 async def infer_all(

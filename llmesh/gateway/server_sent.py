@@ -18,7 +18,7 @@ from quart import Response
 from llmesh.errors import MeshError, NodeBusy, ValidationFailed
 from llmesh.gateway.callers import Counted, Scope
 from llmesh.gateway.event_schema import event_body
-from llmesh.gateway.idempotency import HEADER
+from llmesh.gateway.idempotency import refuse_key
 from llmesh.gateway.inference import Router
 from llmesh.gateway.inference_schema import decode_inference
 from llmesh.gateway.live import EVENT_STREAM, Live, server_sent
@@ -77,8 +77,7 @@ def events_route(events: Events) -> Route:
 
 async def _post_stream(router: Router, request: Request) -> Response:
     """Run one inference and tell it as it comes.  A client that hangs up cancels it."""
-    if HEADER in request.headers:
-        raise ValidationFailed(f"An answer that streams is not kept, so it takes no {HEADER}.")
+    refuse_key(request)
     body = decode(await request.json_bytes(), decode_inference)
     if body.dry_run:
         raise ValidationFailed("A dry run has nothing to stream; accept application/json.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,3 +200,59 @@ async def test_a_model_brought_twice_is_deployed_once(shelf: FakeShelf) -> None:
     assert await bring(b"other") == 409
     assert await bring(b"model", fee=1) == 409
     assert len(shelf.deployed) == 1
+
+
+TENSORS = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["x", "y"]}]}
+FACES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "chat": ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "x"}]}, 1),
+    "completion": ("/v1/completions", {"model": "m", "prompt": "x"}, 1),
+    "embeddings": ("/v1/embeddings", {"model": "m", "input": ["x", "y"]}, 2),
+    "KServe": ("/v2/models/m/infer", TENSORS, 2),
+    "KServe, binary": ("/v2/models/m/infer", TENSORS | {"parameters": {"binary_data_output": True}}, 2),
+}
+
+
+async def vector(request: InferenceRequest) -> Result:
+    return replace(await label(request), output={"text": "z", "embedding": [0.5]})
+
+
+@pytest.mark.parametrize(("path", "body", "runs"), FACES.values(), ids=FACES)
+async def test_every_face_does_it_once(
+    app, client, router, path: str, body: dict[str, Any], runs: int
+) -> None:
+    router.answer = vector
+
+    async def ask(client: TrioClient, **more: Any) -> Any:
+        return await client.post(path, json=body | more, headers={"Idempotency-Key": "k"})
+
+    first, again = await ask(client), await ask(client)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert await first.get_data() == await again.get_data()
+    ours = ("X-Request-Id", "Content-Type", "Inference-Header-Content-Length")
+    assert [first.headers.get(name) for name in ours] == [again.headers.get(name) for name in ours]
+    assert ("Idempotency-Replayed" in first.headers, "Idempotency-Replayed" in again.headers) == (False, True)
+    assert len(router.requests) == runs
+    conflict = await ask(client, max_fee=1) if "v2" not in path else await ask(client, id="other")
+    assert conflict.status_code == 409
+    # A later life of the node asks for the same under the same ids.
+    await ask(create_app(router, FakeCatalogue(), FakeNode()).test_client())
+    ids = [request.id for request in router.requests]
+    assert sorted(ids[:runs]) == sorted(ids[runs:])
+    assert len(set(ids)) == runs
+
+
+async def test_the_same_body_for_another_model_is_a_conflict(client, router) -> None:
+    codes = [
+        (await client.post(f"/v2/models/{name}/infer", json=TENSORS, headers={"Idempotency-Key": "k"}))
+        for name in ("m", "n")
+    ]
+    assert [answer.status_code for answer in codes] == [200, 409]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_stream_takes_no_key(client, router, path: str) -> None:
+    body = {"model": "m", "stream": True, "prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    body.pop("prompt" if "chat" in path else "messages")
+    answer = await client.post(path, json=body, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, router.requests) == (400, [])
+    assert "streams" in (await content(answer))["error"]["message"]

@@ -228,6 +228,14 @@ async def test_a_secret_is_made_and_shown_once(world: World, mock_clock) -> None
     assert listed["webhooks"] == [again]
 
 
+async def test_under_one_key_one_secret_is_made(world: World, mock_clock) -> None:
+    one, two = [await world.register() for _ in range(2)]
+    same = {"json": {}, "headers": {"Idempotency-Key": "k"}}
+    told = [await world.client.post(f"/api/v1/webhooks/{id}/secret", **same) for id in (one, one, two)]
+    assert [answer.status_code for answer in told] == [200, 200, 409]
+    assert await told[0].get_data() == await told[1].get_data()
+
+
 async def test_a_ping_tells_what_became_of_it(world: World, mock_clock) -> None:
     id = await world.register()
     assert await world.call("post", f"webhooks/{id}/ping") == (200, {"delivered": True, "error": ""})

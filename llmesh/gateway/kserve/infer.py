@@ -22,8 +22,8 @@ from llmesh.gateway.inference import Router
 from llmesh.gateway.kserve.messages import InferAnswer, InferBody, InputTensor, OutputTensor, decode_infer
 from llmesh.gateway.kserve.metadata import ref_of
 from llmesh.gateway.kserve.tensors import TEXTS, Named, datatype_of, named_of, texts_of, to_tensor
-from llmesh.gateway.request import Request, new_request_id
-from llmesh.gateway.rows import infer_all
+from llmesh.gateway.request import Request
+from llmesh.gateway.rows import infer_all, row_id
 from llmesh.gateway.schema import decode, encode, mesh, parse_amount
 
 __all__ = ["HEADER", "MAX_ROWS", "post_infer"]
@@ -41,7 +41,7 @@ async def post_infer(router: Router, request: Request) -> Response:
     ref = ref_of(request)
     rows = _rows(body, _elements(body, tail))
     timeout, most = _limits(body)
-    ids = [request.id, *(new_request_id() for _ in rows[1:])]
+    ids = [request.id, *(row_id(request.id, number) for number in range(1, len(rows)))]
     asked = [InferenceRequest(id, ref, row, timeout, most) for id, row in zip(ids, rows, strict=True)]
     request.caller.count(Counted.INFERENCE, len(asked))
     results = await infer_all(router, asked, request.caller.purse)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from llmesh.errors import (
+    Conflict,
     InsufficientBalance,
     ModelFailed,
     ModelNotFound,
@@ -15,6 +16,7 @@ from llmesh.errors import (
     RequestTimeout,
 )
 from llmesh.gateway.callers import Scope
+from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, keyed
 from llmesh.gateway.inference import Router
 from llmesh.gateway.kserve.infer import BINARY, post_infer
 from llmesh.gateway.kserve.messages import (
@@ -35,6 +37,7 @@ __all__ = ["kserve_routes"]
 
 _ERRORS = (
     ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
+    Conflict,
 )  # fmt: skip
 _MODEL = {"model": {"type": "string", "minLength": 1, "maxLength": 128}}
 _VERSION = {"version": {"type": "string", "minLength": 1, "maxLength": 64}}
@@ -65,7 +68,8 @@ def _model_routes(
         Route("GET", f"{path}/ready", Scope.READ, partial(get_model_ready, catalogue),
               "Whether somebody serves it.",
               answers=(ReadyAnswer,), variables=variables, errors=(ModelNotFound,), failure=V2Error),
-        Route("POST", f"{path}/infer", Scope.INFERENCE, partial(post_infer, router), "Run it on tensors.",
+        Route("POST", f"{path}/infer", Scope.INFERENCE, keyed(partial(post_infer, router)),
+              "Run it on tensors.",
               answers=(InferAnswer,), body=InferBody, uploads=_TENSORS, variables=variables,
-              errors=_ERRORS, failure=V2Error),
+              headers=IDEMPOTENCY_KEY, errors=_ERRORS, failure=V2Error),
     )  # fmt: skip

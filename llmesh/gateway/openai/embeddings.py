@@ -14,8 +14,8 @@ from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference import Router
 from llmesh.gateway.openai.answers import EmbeddingAnswer, EmbeddingsAnswer, UsageAnswer
 from llmesh.gateway.openai.requests import decode_embeddings
-from llmesh.gateway.request import Request, new_request_id
-from llmesh.gateway.rows import infer_all
+from llmesh.gateway.request import Request
+from llmesh.gateway.rows import infer_all, row_id
 from llmesh.gateway.schema import decode, encode
 
 __all__ = ["post_embeddings"]
@@ -24,7 +24,7 @@ __all__ = ["post_embeddings"]
 async def post_embeddings(router: Router, request: Request) -> Response:
     """Turn texts into vectors; if one fails, all do.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_embeddings)
-    ids = [request.id, *(new_request_id() for _ in body.texts[1:])]
+    ids = [request.id, *(row_id(request.id, number) for number in range(1, len(body.texts)))]
     asked = [body.request(id, {"text": text}) for id, text in zip(ids, body.texts, strict=True)]
     request.caller.count(Counted.INFERENCE, len(asked))
     results = await infer_all(router, asked, request.caller.purse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from llmesh.errors import (
+    Conflict,
     InsufficientBalance,
     ModelFailed,
     ModelNotFound,
@@ -14,6 +15,7 @@ from llmesh.errors import (
     RequestTimeout,
 )
 from llmesh.gateway.callers import Scope
+from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, keyed
 from llmesh.gateway.inference import Router
 from llmesh.gateway.models import Catalogue
 from llmesh.gateway.openai.answers import (
@@ -34,6 +36,7 @@ __all__ = ["openai_routes"]
 
 _ERRORS = (
     ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
+    Conflict,
 )  # fmt: skip
 _NAME = {"model": {"type": "string", "minLength": 1, "maxLength": 128}}
 
@@ -42,19 +45,22 @@ def openai_routes(router: Router, catalogue: Catalogue) -> tuple[Route, ...]:
     """All of them."""
     return (
         Route(
-            "POST", "/v1/chat/completions", Scope.INFERENCE, partial(post_chat, router),
+            "POST", "/v1/chat/completions", Scope.INFERENCE, keyed(partial(post_chat, router)),
             "Answer a conversation.",
-            answers=(ChatCompletion,), body=ChatBody, errors=_ERRORS, streams=True, failure=ErrorAnswer,
+            answers=(ChatCompletion,), body=ChatBody, headers=IDEMPOTENCY_KEY, errors=_ERRORS, streams=True,
+            failure=ErrorAnswer,
         ),
         Route(
-            "POST", "/v1/completions", Scope.INFERENCE, partial(post_completion, router),
+            "POST", "/v1/completions", Scope.INFERENCE, keyed(partial(post_completion, router)),
             "Go on with a text.",
-            answers=(TextCompletion,), body=CompletionBody, errors=_ERRORS, streams=True, failure=ErrorAnswer,
+            answers=(TextCompletion,), body=CompletionBody, headers=IDEMPOTENCY_KEY, errors=_ERRORS,
+            streams=True, failure=ErrorAnswer,
         ),
         Route(
-            "POST", "/v1/embeddings", Scope.INFERENCE, partial(post_embeddings, router),
+            "POST", "/v1/embeddings", Scope.INFERENCE, keyed(partial(post_embeddings, router)),
             "Turn texts into vectors.",
-            answers=(EmbeddingsAnswer,), body=EmbeddingsBody, errors=_ERRORS, failure=ErrorAnswer,
+            answers=(EmbeddingsAnswer,), body=EmbeddingsBody, headers=IDEMPOTENCY_KEY, errors=_ERRORS,
+            failure=ErrorAnswer,
         ),
         Route(
             "GET", "/v1/models", Scope.READ, partial(get_models, catalogue),

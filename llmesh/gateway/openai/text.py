@@ -15,7 +15,8 @@ from quart import Response
 from llmesh.core.exchange import Accepted
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.errors import MeshError
-from llmesh.gateway.callers import Caller, Counted
+from llmesh.gateway.callers import Counted
+from llmesh.gateway.idempotency import refuse_key
 from llmesh.gateway.inference import Router, Streamed
 from llmesh.gateway.live import Live, server_sent
 from llmesh.gateway.openai.answers import (
@@ -125,19 +126,22 @@ async def post_chat(router: Router, request: Request) -> Response:
     """Answer a conversation.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_chat)
     shape = _Chat(f"chatcmpl-{request.id}", body.model)
-    return await _answer(router, request.caller, body, shape, body.to_request(request.id))
+    return await _answer(router, request, body, shape, body.to_request(request.id))
 
 
 async def post_completion(router: Router, request: Request) -> Response:
     """Go on with a text.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_completion)
     shape = _Continuation(f"cmpl-{request.id}", body.model)
-    return await _answer(router, request.caller, body, shape, body.to_request(request.id))
+    return await _answer(router, request, body, shape, body.to_request(request.id))
 
 
 async def _answer(
-    router: Router, caller: Caller, body: ChatBody | CompletionBody, shape: _Shape, asked: InferenceRequest
+    router: Router, request: Request, body: ChatBody | CompletionBody, shape: _Shape, asked: InferenceRequest
 ) -> Response:
+    caller = request.caller
+    if body.stream:
+        refuse_key(request)
     caller.count(Counted.INFERENCE)
     if body.stream:
         return _live(partial(router.stream, asked, None, caller.purse), asked, shape, body.tells_usage)

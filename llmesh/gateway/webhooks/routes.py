@@ -55,15 +55,16 @@ def webhook_routes(courier: Courier) -> tuple[Route, ...]:
               answers=(RemovedWebhookBody,), variables=_ID, errors=(NotFound, TransactionFailed)),
         Route("POST", f"{path}/{{id}}/ping", scope, partial(post_ping, courier), "Send a test event now.",
               answers=(PingBody,), variables=_ID, errors=(NotFound,)),
-        Route("POST", f"{path}/{{id}}/secret", scope, partial(post_secret, courier),
+        Route("POST", f"{path}/{{id}}/secret", scope, keyed(partial(post_secret, courier)),
               "Give it a new secret; the old one signs too for a day.",
-              answers=(WebhookBody,), body=SecretBody, variables=_ID, errors=(NotFound, TransactionFailed)),
+              answers=(WebhookBody,), body=SecretBody, variables=_ID, headers=IDEMPOTENCY_KEY,
+              errors=(NotFound, Conflict, TransactionFailed)),
         Route("GET", f"{path}/{{id}}/deliveries", scope, partial(get_deliveries, courier),
               "What became of its events; state=dead lists what was given up.",
               answers=(DeliveriesBody,), query=DeliveriesQuery, variables=_ID, errors=(NotFound,)),
-        Route("POST", "/api/v1/deliveries/{id}/replay", scope, partial(post_replay, courier),
+        Route("POST", "/api/v1/deliveries/{id}/replay", scope, keyed(partial(post_replay, courier)),
               "Send a dead delivery again.", answers=(DeliveryBody,), variables=_DELIVERY,
-              errors=(NotFound, Conflict, TransactionFailed)),
+              headers=IDEMPOTENCY_KEY, errors=(NotFound, Conflict, TransactionFailed)),
     )  # fmt: skip
 
 
