@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 __all__ = ["BATCH", "SMALL", "Outbox"]
 
-BATCH = 65_507
-"""Most bytes of a batch: with its yamux header it still fits one Noise message."""
+BATCH = 131_026
+"""Most bytes of a batch: with its yamux header it fills two Noise messages."""
 
 SMALL = 16 << 10
 """A frame up to this size goes with the small ones."""
@@ -67,7 +67,7 @@ class Outbox:
         if self._small and (self._small_last is False or not self._piece_is_due()):
             data = self._take_small()
         elif self._pieces:
-            data = self._take_piece()
+            data = self._take_pieces()
         else:
             return b""
         self.size -= len(data)
@@ -75,7 +75,7 @@ class Outbox:
 
     def _piece_is_due(self) -> bool:
         """Whether the next piece's earlier small frames are all out."""
-        return bool(self._pieces) and next(iter(self._pieces.values()))[0].after <= self._written
+        return bool(self._pieces) and self._first_piece().after <= self._written
 
     def _take_small(self) -> bytes:
         small = self._small
@@ -88,11 +88,23 @@ class Outbox:
         self._small_last = True
         return b"".join(parts)
 
-    def _take_piece(self) -> bytes:
+    def _take_pieces(self) -> bytes:
+        """One piece of each call in turn, as many as fit and may go before the small frames."""
+        parts = [self._next_piece()]
+        size = len(parts[0])
+        while self._pieces and size + len(self._first_piece().data) <= BATCH and self._piece_is_due():
+            parts.append(self._next_piece())
+            size += len(parts[-1])
+        self._small_last = False
+        return b"".join(parts)
+
+    def _first_piece(self) -> _Piece:
+        return next(iter(self._pieces.values()))[0]
+
+    def _next_piece(self) -> bytes:
         call = next(iter(self._pieces))
         pieces = self._pieces.pop(call)
         data = pieces.popleft().data
         if pieces:
             self._pieces[call] = pieces  # behind the other calls
-        self._small_last = False
         return data

@@ -35,7 +35,7 @@ class Link(Protocol):
         """Some bytes, at most 256 KiB.  Raises NetworkError at its end, clean or not.  Safe to cancel."""
 
     async def write(self, data: bytes) -> None:
-        """Send all of at most 65 507 bytes.  Shielded and bounded in time; raises NetworkError."""
+        """Send all of at most 131 026 bytes.  Shielded and bounded in time; raises NetworkError."""
 
     async def aclose(self) -> None:
         """End both directions at once; a reader gets NetworkError."""

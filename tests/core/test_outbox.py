@@ -49,9 +49,24 @@ def test_small_frames_go_together_and_take_turns_with_large_pieces() -> None:
         outbox.add(2, frame(2, n, 10))
     first, second = outbox.batch(), outbox.batch()
     assert labels([first]) == [(2, 0), (2, 1), (2, 2), (2, 3)]
-    assert labels([second]) == [(1, 0)]
+    assert labels([second]) == [(1, 0), (1, 1)]
     outbox.add(2, frame(2, 4, 10))
-    assert labels(drain(outbox)) == [(2, 4), (1, 1), (1, 2)]
+    assert labels(drain(outbox)) == [(2, 4), (1, 2)]
+
+
+def test_a_small_frame_goes_before_the_later_pieces_of_its_call() -> None:
+    outbox = Outbox()
+    outbox.add(1, frame(1, 0, LARGE))
+    outbox.add(2, frame(2, 0, 10))
+    outbox.add(2, frame(2, 1, LARGE))
+    assert [labels([batch]) for batch in drain(outbox)] == [[(2, 0)], [(1, 0), (2, 1)]]
+    outbox.add(1, frame(1, 1, LARGE))
+    assert labels([outbox.batch()]) == [(1, 1)]
+    outbox.add(1, frame(1, 2, LARGE))
+    for n in (2, 3):
+        outbox.add(2, frame(2, n, 10))
+    outbox.add(2, frame(2, 4, LARGE))
+    assert labels(drain(outbox)) == [(2, 2), (2, 3), (1, 2), (2, 4)]
 
 
 def test_a_stream_of_small_frames_does_not_starve_large_ones() -> None:

@@ -16,11 +16,11 @@ from libp2p.network.swarm import Swarm
 from libp2p.rcmgr.connection_limits import ConnectionLimits
 from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
+from llmesh.net.libp2p.noise import Noise
 from llmesh.net.libp2p.transport import Tcp
 
 __all__ = ["build_stack"]
@@ -46,7 +46,7 @@ def build_stack(
     them is refused.
     """
     pair = create_new_key_pair(seed)
-    noise = NoiseTransport(pair, noise_privkey=create_new_noise_pair().private_key)
+    noise = Noise(pair, noise_privkey=create_new_noise_pair().private_key)
     host = new_host(
         key_pair=pair,
         listen_addrs=listen,

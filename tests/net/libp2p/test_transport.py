@@ -60,12 +60,30 @@ async def test_a_write_ignores_cancels():
 async def test_a_frozen_peer_costs_the_socket_not_the_writer(monkeypatch):
     monkeypatch.setattr(transport_module, "WRITE_SECONDS", 0.2)
     pipe, far = await socket_pair()
-    with trio.fail_after(2), pytest.raises(ConnectionClosedError, match="took no data"):
+    with trio.fail_after(2), pytest.raises(ConnectionClosedError, match="took too little"):
         await pipe.write(bytes(50_000_000))
     assert pipe.closed.is_set()
     with pytest.raises(ConnectionClosedError):
         await pipe.write(b"more")
     assert await pipe.read(1) == b""
+    await far.aclose()
+
+
+async def test_a_peer_that_takes_data_by_the_drop_cannot_stretch_a_write_for_ever(monkeypatch):
+    monkeypatch.setattr(transport_module, "WRITE_SECONDS", 0.1)
+    pipe, far = await socket_pair()
+
+    async def sip():
+        while True:
+            await far.receive_some(20_000)
+            await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sip)
+        with trio.fail_after(5), pytest.raises(ConnectionClosedError, match="took too little"):
+            await pipe.write(bytes(200_000_000))
+        nursery.cancel_scope.cancel()
+    assert pipe.closed.is_set()
     await far.aclose()
 
 

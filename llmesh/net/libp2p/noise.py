@@ -1,0 +1,118 @@
+"""Noise with less work for each message: libp2p shakes hands, the sealed bytes then go straight to the pipe.
+
+The stock session awaits half a dozen layers for every two bytes of a length, and joins nothing that it
+writes.  The bytes on the wire are the same: a 2-byte length, then a Noise transport message
+(the libp2p Noise specification, "Wire format").
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import trio
+from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, NoiseTransportReadWriter
+from libp2p.security.noise.transport import Transport
+from libp2p.security.secure_session import SecureSession
+
+from llmesh.net.libp2p.transport import SocketPipe
+
+__all__ = ["MAX_PLAIN", "Noise"]
+
+MAX_PLAIN = MAX_PLAINTEXT_LENGTH
+"""Bytes that one Noise message carries."""
+
+LENGTH = 2
+
+
+class Noise(Transport):
+    """The host's only security transport; every connection under it is a `SocketPipe`."""
+
+    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+        """Shake hands as the side that was dialled."""
+        return _Session(cast("SecureSession", await super().secure_inbound(conn)), _pipe(conn))
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
+        """Shake hands as the side that dialled."""
+        return _Session(cast("SecureSession", await super().secure_outbound(conn, peer_id)), _pipe(conn))
+
+
+class _Session(SecureSession):
+    """One task reads, any number write; the writes leave whole, in the order of their calls."""
+
+    def __init__(self, shaken: SecureSession, pipe: SocketPipe) -> None:
+        super().__init__(
+            local_peer=shaken.local_peer,
+            local_private_key=shaken.local_private_key,
+            remote_peer=shaken.remote_peer,
+            remote_permanent_pubkey=shaken.remote_permanent_pubkey,
+            is_initiator=shaken.is_initiator,
+            conn=shaken.conn,
+        )
+        self._noise = cast("NoiseTransportReadWriter", shaken.conn).noise_state
+        self._pipe = pipe
+        self._turn = trio.Lock()
+        self._plain = b""
+        self._start = 0
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Exactly `n` bytes, or some for None.
+
+        Raises IncompleteReadError and ConnectionClosedError at the end, NoiseInvalidMessage for what the
+        peer did not seal.  A cancelled read may lose bytes: whoever cancels closes the connection.
+        """
+        if n is None:
+            await self._refill()
+        missing = len(self._plain) - self._start if n is None else n
+        parts: list[bytes] = []
+        while missing:
+            await self._refill()
+            end = min(self._start + missing, len(self._plain))
+            parts.append(self._plain[self._start : end])
+            missing -= end - self._start
+            self._start = end
+        return b"".join(parts)
+
+    async def write(self, data: bytes) -> None:
+        """Seal and send all of it at once.  Cancelled before its turn has come, it sends nothing."""
+        try:
+            self._turn.acquire_nowait()  # to await a free lock costs a round of the scheduler
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
+            await self._pipe.write(self._sealed(data))
+        finally:
+            self._turn.release()
+
+    def _sealed(self, data: bytes) -> bytes:
+        parts: list[bytes] = []
+        for start in range(0, len(data), MAX_PLAIN):
+            message = self._noise.encrypt(data[start : start + MAX_PLAIN])
+            parts += len(message).to_bytes(LENGTH, "big"), message
+        return b"".join(parts)
+
+    async def _refill(self) -> None:
+        """Have at least one byte of what came."""
+        if self._start < len(self._plain):
+            return
+        length = int.from_bytes(await self._exactly(LENGTH), "big")
+        self._plain, self._start = self._noise.decrypt(await self._exactly(length)), 0
+        if not self._plain:
+            raise ConnectionClosedError("The peer sent an empty message.", transport="tcp")
+
+    async def _exactly(self, n: int) -> bytes:
+        parts = [await self._pipe.read(n)]
+        missing = n - len(parts[0])
+        while missing:
+            if not (part := await self._pipe.read(missing)):
+                raise IncompleteReadError("The connection ended.", n, n - missing)
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+
+def _pipe(conn: IRawConnection) -> SocketPipe:
+    return cast("SocketPipe", cast("RawConnection", conn).stream)
