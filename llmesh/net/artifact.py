@@ -138,12 +138,11 @@ async def _wanted(call: Call) -> Block | None:
 
 async def _send(call: Call, throttle: Throttle, data: bytes) -> None:
     """All of it in pieces; the last is shorter than a piece."""
-    with trio.CancelScope() as scope:
+    with trio.move_on_after(IDLE) as scope:
         for start in range(0, len(data) + 1, PIECE):
             piece = data[start : start + PIECE]
-            scope.deadline = math.inf
-            await throttle.pass_on(len(piece))
-            scope.deadline = trio.current_time() + IDLE
+            await _throttled(throttle, len(piece), scope)
+            _renew(scope, IDLE)
             await call.send(piece)
         return
     raise RequestTimeout(f"Nothing was taken in {IDLE:.0f} s.")
@@ -153,19 +152,32 @@ async def _receive(call: Call, throttle: Throttle, limit: int, heard: Callable[[
     """What `_send` sent, at most `limit` bytes; `heard` is told of each piece."""
     pieces: list[bytes] = []
     size, last = 0, PIECE
-    with trio.CancelScope() as scope:
+    with trio.move_on_after(SILENCE) as scope:
         while last == PIECE:
-            scope.deadline = trio.current_time() + SILENCE
+            _renew(scope, SILENCE)
             pieces.append(await _piece(call))
             heard()
             last = len(pieces[-1])
             size += last
             if last > PIECE or size > limit:
                 raise ValidationFailed(f"The peer sent more than {limit} bytes.", peer_id=call.peer_id)
-            scope.deadline = math.inf
-            await throttle.pass_on(last)
+            await _throttled(throttle, last, scope)
         return b"".join(pieces)
     raise NetworkError(f"The peer sent nothing for {SILENCE:.0f} s.", peer_id=call.peer_id)
+
+
+async def _throttled(throttle: Throttle, size: int, scope: trio.CancelScope) -> None:
+    """Wait for the throttle, which is no fault of the peer's: its deadline waits too."""
+    if wait := throttle.take(size):
+        scope.deadline += wait
+        await trio.sleep(wait)
+
+
+def _renew(scope: trio.CancelScope, seconds: float) -> None:
+    """Give the next piece all its seconds, or one less: moving a deadline costs as much as a piece does."""
+    deadline = trio.current_time() + seconds
+    if deadline > scope.deadline + 1.0:
+        scope.deadline = deadline
 
 
 async def _piece(call: Call) -> bytes:

@@ -15,10 +15,6 @@ class Throttle:
     def __init__(self, rate: float | None = None) -> None:
         self._bucket = Bucket(rate) if rate is not None else None
 
-    async def pass_on(self, size: int) -> None:
-        """Wait until so many bytes may go.  Cancelled, their share of the rate is lost."""
-        if self._bucket is None:
-            return
-        wait = self._bucket.take(size, trio.current_time())
-        if wait > 0:
-            await trio.sleep(wait)
+    def take(self, size: int) -> float:
+        """The seconds to wait before so many bytes may go; who does not wait has had them all the same."""
+        return self._bucket.take(size, trio.current_time()) if self._bucket is not None else 0.0
