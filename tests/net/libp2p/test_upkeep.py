@@ -68,9 +68,9 @@ async def test_streams_left_open_by_cancelled_queries_are_reset(open_hosts):
         assert await link.read() == b"still here"
 
 
-@pytest.mark.parametrize("limit", ["MAX_STREAMS", "MAX_UNREAD_BYTES"])
-async def test_a_peer_that_floods_us_is_cut_off(open_hosts, eventually, monkeypatch, limit):
-    monkeypatch.setattr(upkeep_module, limit, 20)
+@pytest.mark.parametrize(("limit", "value"), [("MAX_STREAMS", 20), ("MAX_UNREAD_BYTES", 20_000)])
+async def test_a_peer_that_floods_us_is_cut_off(open_hosts, eventually, monkeypatch, limit, value):
+    monkeypatch.setattr(upkeep_module, limit, value)
     monkeypatch.setattr(upkeep_module, "WATCH_SECONDS", 0.05)
     async with open_hosts(2) as (here, hostile):
         await connect(hostile, here)
@@ -85,7 +85,7 @@ async def test_a_peer_that_floods_us_is_cut_off(open_hosts, eventually, monkeypa
         with suppress(StreamFailure, StreamError):  # cut off while it floods
             for _ in range(25 if limit == "MAX_STREAMS" else 1):
                 stream = await hostile._host.new_stream(victim, ["/flood"])
-            await stream.write(bytes(50))
+            await stream.write(bytes(30_000))
         await eventually(lambda: not here.connection_count)
 
 
