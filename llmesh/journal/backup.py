@@ -19,7 +19,7 @@ from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
 from llmesh.journal.faults import DISK_FAULTS, opening, reason
 from llmesh.journal.schema import check_identity, count_commits
 
-__all__ = ["check_integrity", "restore", "write_backup"]
+__all__ = ["check_integrity", "restore", "verify_journal", "write_backup"]
 
 PAGES = 256
 """Pages copied between two looks for a cancel: 1 MiB."""
@@ -69,6 +69,19 @@ def restore(backup: Path, path: Path, owner: PeerId) -> Path | None:
     fresh.replace(path)
     _sync_folder(path.parent)
     return kept
+
+
+def verify_journal(path: Path, owner: PeerId) -> int:
+    """Read all of a journal, also while its node runs; how many commits it has seen.  Blocks.
+
+    Raises ValidationFailed for a file that is damaged or none, Conflict for another node's or a newer
+    program's.
+    """
+    with opening(path), closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+        if not check_identity(db, owner):
+            raise ValidationFailed("It is empty.")
+        check_integrity(db)
+        return count_commits(db)
 
 
 def check_integrity(db: apsw.Connection) -> None:

@@ -28,6 +28,7 @@ Begin with:
   llmesh start --demo                        a node with two small models
   llmesh run gpt-mini "给我讲个故事"           from another terminal
   llmesh search                              what the mesh has
+  llmesh doctor                              what is not well here
 
 Commands ask the node that runs on this machine; --help after a command explains it."""
 

@@ -49,6 +49,9 @@ def test_looking(node: NodeProcess) -> None:
     assert found["provider"] == node.id
     assert told(node, "search", "sentim", "--limit", "1")["models"]
     assert told(node, "peers") == {"peers": []}
+    found = {row["subject"]: row for row in told(node, "doctor")["findings"]}
+    assert (found["node"]["level"], found["gateway"]["text"]) == ("ok", f"{node.url} answers")
+    assert (found["journal"]["level"], found["ledger"]["level"], found["swarm"]["level"]) == ("ok",) * 3
     assert "MESH" in said(node, "search")
 
 

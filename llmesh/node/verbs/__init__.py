@@ -10,6 +10,7 @@ import click
 
 from llmesh.node.verbs.backup import backup, restore
 from llmesh.node.verbs.bring import deploy, fetch
+from llmesh.node.verbs.doctor import doctor
 from llmesh.node.verbs.keys import keys
 from llmesh.node.verbs.models import models, remove, search
 from llmesh.node.verbs.money import explain, unbond, wallet, withdraw
@@ -20,7 +21,7 @@ from llmesh.node.verbs.view import peers, status
 __all__ = ["VERBS"]
 
 VERBS: tuple[click.Command, ...] = (
-    status, models, search, run, deploy, fetch, remove, peers,
+    status, doctor, models, search, run, deploy, fetch, remove, peers,
     wallet, explain, unbond, withdraw,
     keys, invite, ledger, backup, restore,
 )  # fmt: skip

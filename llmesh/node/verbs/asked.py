@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import click
 
 from llmesh.errors import MeshError
+from llmesh.node.config import NodeConfig
 from llmesh.node.sources import configure
 
 if TYPE_CHECKING:
@@ -40,13 +41,18 @@ class Asked:
 
     @property
     def folder(self) -> Path:
-        """The data directory that is meant, by the same rules as at a start."""
+        """The data directory that is meant."""
+        return self.config.data_dir
+
+    @property
+    def config(self) -> NodeConfig:
+        """What a node would be started with, by the same rules."""
         given = dict(self.root)
         config = given.pop("config", None)
         if self.data_dir is not None:
             given["data_dir"] = self.data_dir
         found = {name: value for name, value in given.items() if value not in (None, ())}
-        return configure(found, os.environ, config, lambda name: "--" + name.replace("_", "-")).data_dir
+        return configure(found, os.environ, config, lambda name: "--" + name.replace("_", "-"))
 
     @property
     def gateway(self) -> str | None:
