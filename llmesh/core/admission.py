@@ -88,13 +88,17 @@ class Admission:
         """Take a place for an input of so many bytes.  Raises TooLarge, or NodeBusy where none is free."""
         if size > self.limits.input_bytes:
             raise TooLarge(f"The input takes {size} bytes; this provider takes {self.limits.input_bytes}.")
+        self.check_room(consumer, size)
+        self._running[consumer] += 1
+        self._held += size
+        return Place(consumer, size)
+
+    def check_room(self, consumer: PeerId, size: int = 0) -> None:
+        """Raises NodeBusy where no place is free."""
         if consumer != self._own and self._running[consumer] >= self.limits.per_peer:
             raise self._busy(f"All {self.limits.per_peer} places that one peer may have are taken.")
         if self.running >= self.limits.running or self._held + size > self.limits.held_bytes:
             raise self._busy(f"No place is free; {self.running} requests are running.")
-        self._running[consumer] += 1
-        self._held += size
-        return Place(consumer, size)
 
     def release(self, place: Place, seconds: float) -> None:
         """Give the place back after so many seconds of use."""

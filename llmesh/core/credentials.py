@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from llmesh.core.address import Address
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.binding import KeyBinding, SignedBinding, bind, check_binding
 from llmesh.core.ids import PeerId
+from llmesh.core.receipt import NO_OFFER
 from llmesh.core.signer import Signer
 from llmesh.core.terms import (
     PERIOD,
@@ -77,11 +79,15 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Payee:
-    """Who answers for an offer: its account, the ledger it counts on, its terms where it costs something."""
+    """Who answers for an offer: its account, the ledger it counts on, its terms where it costs something.
+
+    `offer` is what a receipt calls the terms.
+    """
 
     account: Address
     chain: Chain
     terms: SignedTerms | None = None
+    offer: bytes = NO_OFFER
 
 
 def class_of(offer: Offer) -> str:
@@ -95,24 +101,40 @@ def payee_of(announcement: Announcement, offer: Offer, now: float) -> Payee:
     Raises ValidationFailed where the announcement does not say it, or says it without proof: an expired
     or forged binding, terms that are another's, for another price or forged.
     """
-    signed = announcement.account
+    signed, terms = announcement.account, offer.terms if offer.fee else None
     if signed is None:
         raise ValidationFailed("It does not say by which account it signs its receipts.")
-    check_binding(signed, now)
-    payee = Payee(signed.binding.account, signed.binding.chain, offer.terms)
     if offer.fee:
-        _check_terms(payee, offer, now)
+        _check_terms(signed.binding.account, offer, now)
+    if signed.binding.not_after <= now:
+        raise ValidationFailed("The binding of its account has expired.")
+    payee = _proved(signed, terms)
+    if isinstance(payee, str):
+        raise ValidationFailed(payee)
     return payee
 
 
-def _check_terms(payee: Payee, offer: Offer, now: float) -> None:
-    if payee.terms is None:
+def _check_terms(account: Address, offer: Offer, now: float) -> None:
+    if offer.terms is None:
         raise ValidationFailed("It asks a price and has not signed its terms.")
-    terms = payee.terms.terms
+    terms = offer.terms.terms
     said = (terms.provider, terms.model, terms.execution_class, terms.price)
-    if said != (payee.account, offer.model_id, class_of(offer), offer.fee) or terms.not_after <= now:
+    if said != (account, offer.model_id, class_of(offer), offer.fee) or terms.not_after <= now:
         raise ValidationFailed("Its terms have expired or are not those of its offer.")
-    check_terms(payee.terms, payee.chain)
+
+
+@lru_cache(maxsize=4096)
+def _proved(signed: SignedBinding, terms: SignedTerms | None) -> Payee | str:
+    """Whoever signatures prove it to be, or what is wrong with them; times are not looked at."""
+    binding = signed.binding
+    try:
+        check_binding(signed, binding.not_after - 1)
+        if terms is None:
+            return Payee(binding.account, binding.chain)
+        check_terms(terms, binding.chain)
+        return Payee(binding.account, binding.chain, terms, terms_digest(terms.terms, binding.chain))
+    except ValidationFailed as error:
+        return error.message
 
 
 def _period(now: float) -> int:

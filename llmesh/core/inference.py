@@ -19,8 +19,12 @@ if TYPE_CHECKING:  # so that a client needs no signatures to hold a result
     from llmesh.core.typed import Chain
 
 __all__ = [
-    "Attempt", "Chunk", "Consumer", "InferenceRequest", "Result", "Skipped", "Usage", "output_of",
+    "ANSWER_TOKENS", "Attempt", "Chunk", "Consumer", "InferenceRequest", "Result", "Skipped", "Usage",
+    "output_of",
 ]  # fmt: skip
+
+ANSWER_TOKENS = 512
+"""The most tokens of an answer where neither request nor model says anything of it."""
 
 _NOTHING: Mapping[str, Value] = MappingProxyType({})
 

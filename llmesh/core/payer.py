@@ -74,6 +74,11 @@ class PayerChannel:
         return _total(self._in_flight.values())
 
     @property
+    def left(self) -> Amount:
+        """What the deposit has left for further attempts."""
+        return Amount(max(0, self.deposit.usable.micro - self.books.spent.micro - self.reserved.micro))
+
+    @property
     def exposure(self) -> Amount:
         """What a dishonest provider could take: authorised, and not known to be spent."""
         return Amount(max(0, _ceiling(self.books.signed).micro - self.books.spent.micro))

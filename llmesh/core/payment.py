@@ -50,11 +50,15 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Reconcile:
-    """The payer's end of a channel, and that it may speak for it: `binding` is of this peer."""
+    """The payer's end of a channel, and that it may speak for it: `binding` is of this peer.
+
+    `deposit` is what the payer has seen on the ledger; the provider's copy may be behind.
+    """
 
     config: ChannelConfig
     binding: SignedBinding
     request: SyncRequest
+    deposit: Amount
 
 
 Question: TypeAlias = Confirm | Reconcile

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.credentials import Payee
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Skipped
 from llmesh.core.reference import ModelRef
@@ -22,6 +23,7 @@ from llmesh.core.wishes import Sort, Wishes
 from llmesh.errors import InsufficientStake, ModelNotFound
 
 __all__ = [
+    "MAX_SKIPPED",
     "Candidate",
     "Measured",
     "Plan",
@@ -40,13 +42,17 @@ _STRANGER_LATENCY = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One provider of the model that is wanted; `fee` is 0 where that is this node itself."""
+    """One provider of the model that is wanted.
+
+    `payee` is who answers for it; `fee` is 0 and there is no `payee` where that is this node itself.
+    """
 
     peer_id: PeerId
     addresses: tuple[str, ...]
     offer: Offer
     stake: Amount
     fee: Amount
+    payee: Payee | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,22 @@ of them; `core.ranking` decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
 import trio
 
 from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.credentials import Payee, payee_of
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import InferenceRequest
+from llmesh.core.inference import InferenceRequest, Skipped
 from llmesh.core.pricing import FREE
-from llmesh.core.ranking import Candidate, Plan, eligible, most_bonded, rank
+from llmesh.core.ranking import MAX_SKIPPED, Candidate, Plan, eligible, most_bonded, rank
 from llmesh.core.reference import ModelRef
+from llmesh.core.typed import Chain
 from llmesh.core.wishes import Wishes
-from llmesh.errors import ModelNotFound
+from llmesh.errors import ModelNotFound, ValidationFailed
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
 
@@ -42,8 +44,18 @@ class Offers(Protocol):
 class Candidates:
     """Resolves a reference to one model and ranks whoever offers it, this node included."""
 
-    def __init__(self, provider: Provider, offers: Offers, reputation: Reputation) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        offers: Offers,
+        reputation: Reputation,
+        chain: Chain,
+        clock: Callable[[], float],
+    ) -> None:
+        """`chain` is the ledger that this node pays on, `clock` gives seconds since 1970."""
         self._provider = provider
+        self._chain = chain
+        self._clock = clock
         self._offers = offers
         self._reputation = reputation
         self._random = Random()  # noqa: S311  (spreads load; no secret)
@@ -61,9 +73,29 @@ class Candidates:
             known = self._known(request.model)
         if not known:
             raise self._unknown(request.model)
-        plan = eligible(known, request.max_fee, wishes, self._provider.peer_id)
+        candidates, foreign = self._payable(known, request.model)
+        plan = eligible(candidates, request.max_fee, wishes, self._provider.peer_id)
         ranked = rank(plan.candidates, self._reputation.measured, wishes.sort, self._random.random)
-        return Plan(tuple(ranked), plan.skipped)
+        return Plan(tuple(ranked), (*plan.skipped, *foreign)[:MAX_SKIPPED])
+
+    def _payable(self, known: Sequence[Candidate], ref: ModelRef) -> tuple[list[Candidate], list[Skipped]]:
+        """Those whose receipts can be checked and whose fee can be paid, and the others."""
+        foreign = {
+            c.peer_id: why for c in known if c.peer_id != self._provider.peer_id and (why := self._foreign(c))
+        }
+        if len(foreign) == len(known):
+            raise ModelNotFound(
+                f"No provider of {ref} can be used by this node ({next(iter(foreign.values()))})"
+            )
+        skipped = [Skipped(peer, ModelNotFound.code, why) for peer, why in foreign.items()]
+        return [c for c in known if c.peer_id not in foreign], skipped
+
+    def _foreign(self, candidate: Candidate) -> str:
+        if candidate.payee is None:
+            return "It does not prove by which account it works."
+        if candidate.fee and candidate.payee.chain != self._chain:
+            return "It belongs to another swarm, whose members alone can pay it."
+        return ""
 
     def other(self, ref: ModelRef, model: ModelId) -> ModelId | None:
         """Another model that the reference may mean and that someone present offers."""
@@ -93,8 +125,17 @@ class Candidates:
             if peer == own or not _pinned(ref, offer):
                 continue
             if peer not in cheapest or offer.fee < cheapest[peer].fee:
-                cheapest[peer] = Candidate(peer, announcement.addresses, offer, announcement.stake, offer.fee)
+                payee = self._payee(announcement, offer)
+                cheapest[peer] = Candidate(
+                    peer, announcement.addresses, offer, announcement.stake, offer.fee, payee
+                )
         return list(cheapest.values())
+
+    def _payee(self, announcement: Announcement, offer: Offer) -> Payee | None:
+        try:
+            return payee_of(announcement, offer, self._clock())
+        except ValidationFailed:
+            return None
 
     def _own_model(self, ref: ModelRef) -> ModelId | None:
         """This node's own model of that name, the one deployed last where versions differ."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
 
 import trio
 
@@ -19,26 +18,18 @@ from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
 from llmesh.core.model import Card
-from llmesh.core.pricing import FREE, charge, check_quote
-from llmesh.core.receipt import NO_CHARGE
+from llmesh.core.payment import Answer, Question, Reconcile
+from llmesh.core.pricing import FREE, check_quote
+from llmesh.core.receipt import SignedReceipt
 from llmesh.core.reference import model_name, model_version
 from llmesh.errors import Conflict, ModelFailed, ModelNotFound, RequestTimeout
-from llmesh.mesh.till import Till
+from llmesh.mesh.till import Bill, Till
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.runtime import Runtime
 
 __all__ = ["Provider"]
 
 _DEFAULT = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """An attempt with the offer as it stood when it came; a new fee is for those that come later."""
-
-    attempt: Attempt
-    consumer: Consumer
-    offer: Offer
 
 
 class Provider:
@@ -97,31 +88,58 @@ class Provider:
         """Run an attempt; the block gets Accepted, chunks and Completed, in this order.
 
         Entering means accepted.  Raises ModelNotFound (also where the fee is above the quote),
-        TooLarge, NodeBusy, ValidationFailed on entering; ModelFailed later; RequestTimeout when the
-        attempt's time has passed.  Completed names the fee, none for this node's own requests or for
-        no answer.  Leaving the block early or cancelling it stops the work.
+        TooLarge, NodeBusy, ValidationFailed on entering, and for work that costs something what
+        `Till.billing` raises; ModelFailed later; RequestTimeout when the attempt's time has passed;
+        TransactionFailed where a charge cannot be made durable.  Completed has the receipt, with no
+        charge for this node's own requests or for no answer.  Leaving the block early or cancelling it
+        stops the work.
         """
         if not attempt.timeout > 0:  # not a number counts as over too
             raise RequestTimeout("The time for the attempt had passed before it came.")
         offer = self._offers.get(attempt.model_id)
         if offer is None:
             raise _not_here(attempt.model_id)
-        if consumer.peer_id != self.peer_id:
+        own = consumer.peer_id == self.peer_id
+        if not own:
             check_quote(offer, attempt.quote)
-        job = _Job(attempt, consumer, offer)
-        with self._place(job) as accepted, self._limited(attempt):
-            async with (
-                self._runtime.infer(attempt.model_id, attempt.input) as pieces,
-                aclosing(self._events(job, accepted, pieces)) as events,
-            ):
+        fee = FREE if own else offer.fee
+        with self._place(attempt, consumer) as accepted:
+            async with self._till.billing(attempt, consumer, offer, fee) as bill:
+                with self._limited(attempt):
+                    async with self._answered(bill, accepted) as events:
+                        yield events
+
+    async def answer(self, question: Question, consumer: Consumer) -> Answer:
+        """What a peer asks about money: whether an offer holds, or how its channel stands.
+
+        Raises ModelNotFound and NodeBusy for what would not be served now; otherwise as `Till.reconcile`.
+        """
+        if isinstance(question, Reconcile):
+            return await self._till.reconcile(question, consumer)
+        offer = self._offers.get(question.model)
+        if offer is None:
+            raise _not_here(question.model)
+        check_quote(offer, question.quote)
+        self._admission.check_room(consumer.peer_id)
+        return self._till.confirm(offer, question.offer)
+
+    @asynccontextmanager
+    async def _answered(self, bill: Bill, accepted: Accepted) -> AsyncGenerator[AsyncIterator[Event]]:
+        if bill.stored is not None:
+            async with aclosing(_repeated(bill, bill.stored, accepted)) as events:
                 yield events
+            return
+        async with (
+            self._runtime.infer(bill.attempt.model_id, bill.attempt.input) as pieces,
+            aclosing(self._events(bill, accepted, pieces)) as events,
+        ):
+            yield events
 
     async def _events(
-        self, job: _Job, accepted: Accepted, pieces: AsyncIterator[Chunk | Usage]
+        self, bill: Bill, accepted: Accepted, pieces: AsyncIterator[Chunk | Usage]
     ) -> AsyncGenerator[Event]:
         yield accepted
-        chunks: list[Chunk] = []
-        usage = Usage()
+        chunks, usage = bill.chunks, Usage()
         async for piece in pieces:
             if isinstance(piece, Usage):
                 usage = piece
@@ -130,16 +148,14 @@ class Provider:
                 raise ModelFailed(f"The worker gave chunk {piece.index} where {len(chunks)} was due.")
             chunks.append(piece)
             yield piece
-        own = job.consumer.peer_id == self.peer_id
-        fee = FREE if own else charge(job.offer, len(chunks))
-        cost = replace(NO_CHARGE, price=fee, cumulative=fee)
-        yield Completed(usage, self._till.receipt(job.attempt, job.offer, chunks, cost))
+            bill.taken = len(chunks)
+        yield Completed(usage, await self._till.settle(bill))
 
     @contextmanager
-    def _place(self, job: _Job) -> Iterator[Accepted]:
+    def _place(self, attempt: Attempt, consumer: Consumer) -> Iterator[Accepted]:
         """Hold one of the places; what it was like on arrival is the Accepted to send."""
         accepted = Accepted(self._admission.running, self._admission.load)
-        place = self._admission.admit(job.consumer.peer_id, size_of(job.attempt.input))
+        place = self._admission.admit(consumer.peer_id, size_of(attempt.input))
         since = trio.current_time()
         try:
             yield accepted
@@ -171,3 +187,11 @@ class Provider:
 
 def _not_here(model: ModelId) -> ModelNotFound:
     return ModelNotFound(f"This node does not serve model {model}.")
+
+
+async def _repeated(bill: Bill, receipt: SignedReceipt, accepted: Accepted) -> AsyncGenerator[Event]:
+    """What was answered and charged before, as far as it is kept."""
+    yield accepted
+    if bill.output is not None:
+        yield Chunk(0, values=bill.output)
+    yield Completed(Usage(), receipt)

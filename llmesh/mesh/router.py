@@ -8,18 +8,22 @@ through the Provider, by the same steps.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import trio
 
-from llmesh.core.exchange import Accepted, Completed, Event
-from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.inference import Attempt, Chunk, Consumer, InferenceRequest, Result, Skipped, output_of
+from llmesh.core.credentials import class_of
+from llmesh.core.digest import values_digest
+from llmesh.core.encoding import Value
+from llmesh.core.exchange import Completed, Event
+from llmesh.core.ids import AttemptId, ModelId, PeerId
+from llmesh.core.inference import Attempt, Chunk, Consumer, InferenceRequest, Result, output_of
 from llmesh.core.ranking import Candidate, Plan
-from llmesh.core.verdict import Failure, named_once, tried, verdict
+from llmesh.core.receipt import SignedReceipt, Work, check_answer, check_receipt
+from llmesh.core.verdict import verdict
 from llmesh.core.wishes import Wishes
 from llmesh.errors import (
     MeshError,
@@ -27,14 +31,14 @@ from llmesh.errors import (
     NetworkError,
     NodeBusy,
     NodeUnreachable,
-    RequestTimeout,
     ValidationFailed,
 )
 from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.candidates import Candidates, Offers
+from llmesh.mesh.payments import Payments, Purchase
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reputation import Reputation
-from llmesh.mesh.spending import held
+from llmesh.mesh.run import Run, Streamed, once_more, told, too_late
 from llmesh.mesh.tracing import current_trace
 from llmesh.net.inference import ask
 from llmesh.net.sessions import Sessions
@@ -43,11 +47,6 @@ __all__ = ["Router", "RouterSettings", "Streamed"]
 
 STREAM_CAPACITY = 0
 """Events of a stream that wait for its reader: none, so that a slow reader holds back its provider."""
-
-Streamed: TypeAlias = Accepted | Chunk | Result
-"""What a stream gives: Accepted for each attempt that a provider took up, chunks, the Result last."""
-
-_Show: TypeAlias = Callable[[Accepted | Chunk], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,40 +63,7 @@ class RouterSettings:
     wishes: Wishes = field(default_factory=Wishes)
 
 
-@dataclass(slots=True)
-class _Run:
-    """One request under way: who was passed over, what was tried, how far the present attempt is."""
-
-    request: InferenceRequest
-    started: float
-    show: _Show | None
-    purse: DurablePurse | None = None
-    excluded: tuple[Skipped, ...] = ()
-    failures: list[Failure] = field(default_factory=list)
-    asked: Candidate | None = None
-    asked_at: float = 0.0
-    accepted: bool = False
-    shown: bool = False
-
-    @property
-    def deadline(self) -> float:
-        return self.started + self.request.timeout
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        failed = (Skipped(peer, error.code, error.message) for peer, error in self.failures)
-        return (*self.excluded, *failed)
-
-    async def pass_on(self, event: Accepted | Chunk) -> None:
-        """To whoever watches; what a watcher has seen of an answer cannot be taken back."""
-        if self.show is not None:
-            self.shown = self.shown or isinstance(event, Chunk)
-            await self.show(event)
-
-
 _DEFAULT = RouterSettings()
-# An attempt's time is told in whole milliseconds and counts from when the peer gets it.
-_CLOCK_SLACK = 0.1
 
 
 class Router:
@@ -109,11 +75,16 @@ class Router:
         sessions: Sessions,
         offers: Offers,
         reputation: Reputation,
+        payments: Payments,
         settings: RouterSettings = _DEFAULT,
     ) -> None:
+        tabs = payments.tabs
         self._provider = provider
         self._sessions = sessions
-        self._candidates = Candidates(provider, offers, reputation)
+        self._payments = payments
+        self._candidates = Candidates(
+            provider, offers, reputation, tabs.credentials.chain, tabs.settings.clock
+        )
         self._reputation = reputation
         self._settings = settings
 
@@ -126,14 +97,14 @@ class Router:
         ValidationFailed for a bad request, or the most telling failure of the providers tried.
         Cancelling leaves nothing running, here or at a provider.
         """
-        return await self._run(_Run(request, trio.current_time(), None, purse), wishes)
+        return await self._run(Run(request, trio.current_time(), None, purse), wishes)
 
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         """Who would serve the request now, in order, and at what fee; nothing is run.
 
         Raises ModelNotFound, RequestTimeout, ValidationFailed.
         """
-        run = _Run(request, trio.current_time(), None)
+        run = Run(request, trio.current_time(), None)
         with self._timed(run):
             return await self._plan(run, wishes)
 
@@ -149,7 +120,7 @@ class Router:
         send, receive = trio.open_memory_channel[Streamed | MeshError](STREAM_CAPACITY)
         with _alone():
             async with trio.open_nursery() as nursery:
-                run = _Run(request, trio.current_time(), send.send, purse)
+                run = Run(request, trio.current_time(), send.send, purse)
                 nursery.start_soon(self._feed, run, wishes, send)
                 async with aclosing(_streamed(receive)) as events:
                     yield events
@@ -157,7 +128,7 @@ class Router:
 
     async def _feed(
         self,
-        run: _Run,
+        run: Run,
         wishes: Wishes | None,
         send: trio.MemorySendChannel[Streamed | MeshError],
     ) -> None:
@@ -168,14 +139,14 @@ class Router:
                 last = error
             await send.send(last)
 
-    async def _run(self, run: _Run, wishes: Wishes | None) -> Result:
+    async def _run(self, run: Run, wishes: Wishes | None) -> Result:
         with self._timed(run):
             plan = await self._plan(run, wishes)
             run.excluded = plan.skipped
             return await self._try(run, plan.candidates)
 
     @contextmanager
-    def _timed(self, run: _Run) -> Iterator[None]:
+    def _timed(self, run: Run) -> Iterator[None]:
         """The one deadline of a request; its errors leave with its id."""
         try:
             self._check(run.request)
@@ -183,12 +154,12 @@ class Router:
                 yield
                 return
             self._note_late(run)
-            raise _too_late(run)
+            raise too_late(run)
         except MeshError as error:
             error.request_id = run.request.id
             raise
 
-    async def _plan(self, run: _Run, wishes: Wishes | None) -> Plan:
+    async def _plan(self, run: Run, wishes: Wishes | None) -> Plan:
         settings = self._settings
         plan = await self._candidates.ranked(run.request, wishes or settings.wishes, settings.find_window)
         return Plan(plan.candidates[: settings.attempts], plan.skipped)
@@ -202,19 +173,24 @@ class Router:
 
     # --- one after the other --------------------------------------------------------------------
 
-    async def _try(self, run: _Run, candidates: Sequence[Candidate]) -> Result:
-        for number, candidate in enumerate(candidates, 1):
+    async def _try(self, run: Run, candidates: Sequence[Candidate]) -> Result:
+        left = deque(candidates)
+        while left:
+            candidate, run.attempts = left.popleft(), run.attempts + 1
+            number = self._payments.number(run.request.id)
             try:
-                return await self._attempt(run, candidate, number, self._window(run, candidates[number:]))
+                return await self._attempt(run, candidate, number, left)
             except MeshError as error:
-                failure = _told(error, run, candidate.peer_id)
+                if once_more(error, run, candidate, left):
+                    continue
+                failure = told(error, run, candidate)
                 self._learn(candidate.peer_id, failure)
                 run.failures.append((candidate.peer_id, failure))
                 if run.shown or not failure.try_next():
                     raise failure from error.__cause__
         raise self._advised(run, verdict(run.failures), candidates[0].offer.model_id)
 
-    def _advised(self, run: _Run, error: MeshError, model: ModelId) -> MeshError:
+    def _advised(self, run: Run, error: MeshError, model: ModelId) -> MeshError:
         """The error with the way out, where the name has another model that somebody serves."""
         ref = run.request.model
         other = self._candidates.other(ref, model) if isinstance(error, NodeUnreachable) else None
@@ -227,17 +203,36 @@ class Router:
             remote=error.remote,
         )
 
-    def _window(self, run: _Run, others: Sequence[Candidate]) -> float:
+    def _window(self, run: Run, others: Sequence[Candidate]) -> float:
         """Seconds for a provider to accept: half of what is left where others could still be asked."""
         left = run.deadline - trio.current_time()
         window = min(self._settings.attempt_window, left / 2 if others else left)
         return window if window < left else math.inf  # the deadline itself comes first
 
-    async def _attempt(self, run: _Run, candidate: Candidate, number: int, window: float) -> Result:
-        now = trio.current_time()
+    async def _attempt(
+        self, run: Run, candidate: Candidate, number: int, others: Sequence[Candidate]
+    ) -> Result:
+        run.asked, run.asked_at, run.accepted = candidate, trio.current_time(), False
+        window = self._window(run, others)
+        if not candidate.fee:
+            return await self._ask(run, candidate, number, others, None)
+        attempt = AttemptId(run.request.id, number)
+        wait = all(other.peer_id in run.full for other in others)
+        async with self._payments.paid(candidate, attempt, run.purse, window, wait=wait) as purchase:
+            return await self._ask(run, candidate, number, others, purchase)
+
+    async def _ask(
+        self,
+        run: Run,
+        candidate: Candidate,
+        number: int,
+        others: Sequence[Candidate],
+        purchase: Purchase | None,
+    ) -> Result:
+        now, window = trio.current_time(), self._window(run, others)
         if now >= run.deadline:  # trio cancels at the next checkpoint only
-            raise _too_late(run)
-        run.asked, run.asked_at, run.accepted = candidate, now, False
+            raise too_late(run)
+        run.asked_at = now
         attempt = Attempt(
             run.request.id,
             number,
@@ -245,27 +240,34 @@ class Router:
             run.request.input,
             candidate.fee,
             run.deadline - now,
-            trace=current_trace(),
+            purchase.payment if purchase else None,
+            current_trace(),
         )
-        async with held(run.purse, attempt, lambda: run.accepted) as spend:
-            with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
-                result = await self._answer(run, candidate, attempt, scope)
-                spend(result.fee)
-                return result
-            raise NodeUnreachable(
-                f"{candidate.peer_id} did not accept the request within {window:.3g} s.",
-                peer_id=candidate.peer_id,
-            )
+        with self._reputation.asking(candidate.peer_id), trio.move_on_after(window) as scope:
+            return await self._answer(run, candidate, attempt, scope, purchase)
+        raise NodeUnreachable(
+            f"{candidate.peer_id} did not accept the request within {window:.3g} s.",
+            peer_id=candidate.peer_id,
+        )
 
     async def _answer(
-        self, run: _Run, candidate: Candidate, attempt: Attempt, window: trio.CancelScope
+        self,
+        run: Run,
+        candidate: Candidate,
+        attempt: Attempt,
+        window: trio.CancelScope,
+        purchase: Purchase | None,
     ) -> Result:
         chunks: list[Chunk] = []
         try:
-            async with self._served(candidate, attempt, window) as events:
+            async with self._served(candidate, attempt, window, purchase) as events:
                 async for event in events:
                     if isinstance(event, Completed):
-                        return self._completed(run, candidate, attempt, chunks, event)
+                        output = output_of(chunks)
+                        self._believe(run, candidate, attempt, output, event.receipt)
+                        if purchase is not None:
+                            self._settle(purchase, event.receipt)
+                        return self._completed(run, candidate, attempt, output, event)
                     if isinstance(event, Chunk):
                         chunks.append(event)
                     else:
@@ -280,23 +282,59 @@ class Router:
 
     @asynccontextmanager
     async def _served(
-        self, candidate: Candidate, attempt: Attempt, window: trio.CancelScope
+        self,
+        candidate: Candidate,
+        attempt: Attempt,
+        window: trio.CancelScope,
+        purchase: Purchase | None,
     ) -> AsyncGenerator[AsyncIterator[Event]]:
         if candidate.peer_id == self._provider.peer_id:
             window.deadline = math.inf  # we are here; only the caller's time is the limit
             async with self._provider.serve(attempt, Consumer(candidate.peer_id)) as events:
                 yield events
         else:
-            session = await self._sessions.to(candidate.peer_id, candidate.addresses)
+            if purchase is not None:
+                session, purchase.sent = purchase.session, True
+            else:
+                session = await self._sessions.to(candidate.peer_id, candidate.addresses)
             async with ask(session, attempt) as events:
                 yield events
 
-    def _completed(
+    def _believe(
         self,
-        run: _Run,
+        run: Run,
         candidate: Candidate,
         attempt: Attempt,
-        chunks: Sequence[Chunk],
+        output: Mapping[str, Value],
+        signed: SignedReceipt,
+    ) -> None:
+        """Refuse an answer whose receipt does not say just that.  Raises ValidationFailed with `peer_id`."""
+        payee = candidate.payee
+        if payee is None:
+            return  # this node's own
+        try:
+            asked, got = run.input_digest, values_digest(output)
+            work = Work(attempt.model_id, class_of(candidate.offer), asked, got)
+            check_answer(signed.receipt, payee.account, attempt.id, work, attempt.quote)
+            if attempt.payment is None:
+                check_receipt(signed, payee.chain)
+            elif signed.receipt.offer != payee.offer:
+                raise ValidationFailed("The receipt is for another offer.")
+        except ValidationFailed as error:
+            raise ValidationFailed(error.message, peer_id=candidate.peer_id) from None
+
+    def _settle(self, purchase: Purchase, receipt: SignedReceipt) -> None:
+        try:
+            self._payments.settle(purchase, receipt)
+        except ValidationFailed as error:
+            raise ValidationFailed(error.message, peer_id=purchase.tab.peer) from None
+
+    def _completed(
+        self,
+        run: Run,
+        candidate: Candidate,
+        attempt: Attempt,
+        output: Mapping[str, Value],
         event: Completed,
     ) -> Result:
         now = trio.current_time()
@@ -305,14 +343,15 @@ class Router:
             request_id=attempt.request_id,
             model=candidate.offer.card.name,
             model_id=attempt.model_id,
-            output=output_of(chunks),
+            output=output,
             fee=event.fee,
             provider=candidate.peer_id,
             latency_ms=(now - run.started) * 1000,
             usage=event.usage,
-            attempts=attempt.number,
+            attempts=run.attempts,
             skipped=run.skipped,
             receipt=event.receipt,
+            chain=candidate.payee.chain if candidate.payee else self._payments.tabs.credentials.chain,
         )
 
     # --- what is learnt -------------------------------------------------------------------------
@@ -323,11 +362,12 @@ class Router:
         if isinstance(failure, ValidationFailed):
             self._reputation.disgraced(peer)
         elif isinstance(failure, NodeBusy):
-            self._reputation.busy(peer, failure.retry_after)
+            if failure.remote:  # else it is this node that does not trust it with more at once
+                self._reputation.busy(peer, failure.retry_after)
         else:
             self._reputation.failed(peer)
 
-    def _note_late(self, run: _Run) -> None:
+    def _note_late(self, run: Run) -> None:
         if run.asked is None:
             return
         peer, waited = run.asked.peer_id, trio.current_time() - run.asked_at
@@ -355,22 +395,3 @@ def _alone() -> Iterator[None]:
             raise
         only = group.exceptions[0]
         raise only from only.__cause__
-
-
-def _too_late(run: _Run) -> RequestTimeout:
-    return RequestTimeout(f"There was no answer within {run.request.timeout:g} s{tried(run.failures)}.")
-
-
-def _told(error: MeshError, run: _Run, peer: PeerId) -> MeshError:
-    """The failure of an attempt as the caller gets it.
-
-    A peer that says the time is over while it is not has only given up.
-    """
-    if isinstance(error, NetworkError | NodeUnreachable) and not error.remote:
-        return type(error)(named_once(error.message, peer), peer_id=peer)
-    left = run.deadline - trio.current_time()
-    if isinstance(error, RequestTimeout) and error.remote and left > _CLOCK_SLACK:
-        return NetworkError(
-            f"The provider gave up {left:.1f} s before the time was over.", peer_id=error.peer_id
-        )
-    return error

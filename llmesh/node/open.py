@@ -41,15 +41,17 @@ from llmesh.mesh.follower import Follower, Members
 from llmesh.mesh.issuer import Issuing
 from llmesh.mesh.market import Bonds, Market
 from llmesh.mesh.metering import count
+from llmesh.mesh.payments import open_payments
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router
 from llmesh.mesh.seeder import open_seeder
+from llmesh.mesh.tabs import PaymentSettings, Tabs
 from llmesh.mesh.teller import Teller
 from llmesh.mesh.till import Till
 from llmesh.mesh.witness import seen
-from llmesh.net import artifact, inference, reachability
+from llmesh.net import artifact, inference, payment, reachability
 from llmesh.net import ledger as swarm_ledger
 from llmesh.net.callout import Callout, read_allowed
 from llmesh.net.host import Host, PeerAddress
@@ -185,16 +187,19 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
         swarm = Swarm(signer, log, ledger, Teller(ledger, journal, signer, time.time))
         credentials = _credentials(home, signer, log.chain)
         issuing = Issuing(log, lambda: credentials.binding(time.time()))
-        provider = Provider(host.peer_id, runtime, Till(credentials, time.time))
+        till = Till(credentials, journal, ledger, time.time)
+        provider = Provider(host.peer_id, runtime, till)
         # Peers may come as soon as the sessions are open; the first checkpoint is later.
         handlers = {
             inference.PROTOCOL: inference.handler(_while_open(drain, seen(events, provider))),
+            payment.PROTOCOL: payment.handler(provider.answer),
             reachability.PROTOCOL: reachability.handler(
                 lambda peer, asked: dial_backs.dial_back(peer, asked)
             ),
             swarm_ledger.PROTOCOL: swarm_ledger.handler(issuing.serve),
         }
         async with (
+            AsyncExitStack() as stack,
             open_seeder(provider.bundle) as seeder,
             open_discovery(
                 host,
@@ -210,6 +215,8 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
             await shelf.recall()
             with suppress(TooLarge):  # the quota may be less than it was; what is over it now stays
                 await store.make_room(0)
+            tabs = Tabs(credentials, ledger, journal, swarm.teller, discovery.sessions, PaymentSettings())
+            payments = await stack.enter_async_context(open_payments(tabs))
             rooms = Rooms(
                 events=events,
                 meter=meter,
@@ -222,7 +229,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 market=market,
                 shelf=shelf,
                 announcer=announcer,
-                router=Router(provider, discovery.sessions, market, reputation),
+                router=Router(provider, discovery.sessions, market, reputation, payments),
                 reachability=Reachability(lambda: host.addresses, discovery.sessions, SystemRandom()),
                 runtime=runtime,
                 store=store,
@@ -239,13 +246,18 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 if isinstance(ledger, Follower):
                     nursery.start_soon(ledger.run)
                 nursery.start_soon(swarm.teller.run)
+                nursery.start_soon(till.run)
+                nursery.start_soon(payments.run)
                 await nursery.start(take_part, swarm, config.join, config.stake)
                 await nursery.start(announce_stake, swarm, rooms.announcer)
                 nursery.start_soon(rooms.announcer.run)
                 nursery.start_soon(rooms.reachability.run)
                 if config.mdns:
                     nursery.start_soon(_meet_neighbours, host, discovery)
-                yield rooms
+                try:
+                    yield rooms
+                finally:
+                    till.close()
                 nursery.cancel_scope.cancel()
 
 

@@ -42,6 +42,7 @@ def encode_question(question: Question) -> bytes:
         best=_packed(request.best),
         last=_packed(request.last),
         lost=[_attempt_to_wire(attempt) for attempt in request.lost],
+        deposit=_amount_bytes(question.deposit),
     )
     return pb.PaymentQuestion(reconcile=reconcile).SerializeToString()
 
@@ -59,7 +60,8 @@ def decode_question(data: bytes) -> Question:
             told = message.reconcile
             lost = tuple(_attempt(one) for one in _few(told.lost))
             request = SyncRequest(_voucher(told.best), _receipt(told.last), lost)
-            return Reconcile(read_config(told.config), read_binding(told.binding), request)
+            binding = read_binding(told.binding)
+            return Reconcile(read_config(told.config), binding, request, _amount(told.deposit))
         case _:
             raise ValidationFailed("A question about payment is of no known kind.")
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19llmesh/wire/payment.proto\x12\x0bllmesh.wire\"A\n\x0bPaidAttempt\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05quote\x18\x03 \x01(\x0c\"9\n\x07\x43onfirm\x12\x10\n\x08model_id\x18\x01 \x01(\x0c\x12\r\n\x05offer\x18\x02 \x01(\x0c\x12\r\n\x05quote\x18\x03 \x01(\x0c\"p\n\tReconcile\x12\x0e\n\x06\x63onfig\x18\x01 \x01(\x0c\x12\x0f\n\x07\x62inding\x18\x02 \x01(\x0c\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x0c\x12&\n\x04lost\x18\x05 \x03(\x0b\x32\x18.llmesh.wire.PaidAttempt\"o\n\x0fPaymentQuestion\x12\'\n\x07\x63onfirm\x18\x01 \x01(\x0b\x32\x14.llmesh.wire.ConfirmH\x00\x12+\n\treconcile\x18\x02 \x01(\x0b\x32\x16.llmesh.wire.ReconcileH\x00\x42\x06\n\x04kind\"+\n\tConfirmed\x12\x0f\n\x07\x62inding\x18\x01 \x01(\x0c\x12\r\n\x05terms\x18\x02 \x01(\x0c\"d\n\nReconciled\x12\x0c\n\x04\x62\x65st\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63harged\x18\x03 \x03(\x0c\x12)\n\x07running\x18\x04 \x03(\x0b\x32\x18.llmesh.wire.PaidAttempt\"s\n\rPaymentAnswer\x12+\n\tconfirmed\x18\x01 \x01(\x0b\x32\x16.llmesh.wire.ConfirmedH\x00\x12-\n\nreconciled\x18\x02 \x01(\x0b\x32\x17.llmesh.wire.ReconciledH\x00\x42\x06\n\x04kindb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19llmesh/wire/payment.proto\x12\x0bllmesh.wire\"A\n\x0bPaidAttempt\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05quote\x18\x03 \x01(\x0c\"9\n\x07\x43onfirm\x12\x10\n\x08model_id\x18\x01 \x01(\x0c\x12\r\n\x05offer\x18\x02 \x01(\x0c\x12\r\n\x05quote\x18\x03 \x01(\x0c\"\x81\x01\n\tReconcile\x12\x0e\n\x06\x63onfig\x18\x01 \x01(\x0c\x12\x0f\n\x07\x62inding\x18\x02 \x01(\x0c\x12\x0c\n\x04\x62\x65st\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x0c\x12&\n\x04lost\x18\x05 \x03(\x0b\x32\x18.llmesh.wire.PaidAttempt\x12\x0f\n\x07\x64\x65posit\x18\x06 \x01(\x0c\"o\n\x0fPaymentQuestion\x12\'\n\x07\x63onfirm\x18\x01 \x01(\x0b\x32\x14.llmesh.wire.ConfirmH\x00\x12+\n\treconcile\x18\x02 \x01(\x0b\x32\x16.llmesh.wire.ReconcileH\x00\x42\x06\n\x04kind\"+\n\tConfirmed\x12\x0f\n\x07\x62inding\x18\x01 \x01(\x0c\x12\r\n\x05terms\x18\x02 \x01(\x0c\"d\n\nReconciled\x12\x0c\n\x04\x62\x65st\x18\x01 \x01(\x0c\x12\x0c\n\x04last\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63harged\x18\x03 \x03(\x0c\x12)\n\x07running\x18\x04 \x03(\x0b\x32\x18.llmesh.wire.PaidAttempt\"s\n\rPaymentAnswer\x12+\n\tconfirmed\x18\x01 \x01(\x0b\x32\x16.llmesh.wire.ConfirmedH\x00\x12-\n\nreconciled\x18\x02 \x01(\x0b\x32\x17.llmesh.wire.ReconciledH\x00\x42\x06\n\x04kindb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAIDATTEMPT']._serialized_end=107
   _globals['_CONFIRM']._serialized_start=109
   _globals['_CONFIRM']._serialized_end=166
-  _globals['_RECONCILE']._serialized_start=168
-  _globals['_RECONCILE']._serialized_end=280
-  _globals['_PAYMENTQUESTION']._serialized_start=282
-  _globals['_PAYMENTQUESTION']._serialized_end=393
-  _globals['_CONFIRMED']._serialized_start=395
-  _globals['_CONFIRMED']._serialized_end=438
-  _globals['_RECONCILED']._serialized_start=440
-  _globals['_RECONCILED']._serialized_end=540
-  _globals['_PAYMENTANSWER']._serialized_start=542
-  _globals['_PAYMENTANSWER']._serialized_end=657
+  _globals['_RECONCILE']._serialized_start=169
+  _globals['_RECONCILE']._serialized_end=298
+  _globals['_PAYMENTQUESTION']._serialized_start=300
+  _globals['_PAYMENTQUESTION']._serialized_end=411
+  _globals['_CONFIRMED']._serialized_start=413
+  _globals['_CONFIRMED']._serialized_end=456
+  _globals['_RECONCILED']._serialized_start=458
+  _globals['_RECONCILED']._serialized_end=558
+  _globals['_PAYMENTANSWER']._serialized_start=560
+  _globals['_PAYMENTANSWER']._serialized_end=675
 # @@protoc_insertion_point(module_scope)

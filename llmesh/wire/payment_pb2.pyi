@@ -27,18 +27,20 @@ class Confirm(_message.Message):
     def __init__(self, model_id: _Optional[bytes] = ..., offer: _Optional[bytes] = ..., quote: _Optional[bytes] = ...) -> None: ...
 
 class Reconcile(_message.Message):
-    __slots__ = ("config", "binding", "best", "last", "lost")
+    __slots__ = ("config", "binding", "best", "last", "lost", "deposit")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     BINDING_FIELD_NUMBER: _ClassVar[int]
     BEST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    DEPOSIT_FIELD_NUMBER: _ClassVar[int]
     config: bytes
     binding: bytes
     best: bytes
     last: bytes
     lost: _containers.RepeatedCompositeFieldContainer[PaidAttempt]
-    def __init__(self, config: _Optional[bytes] = ..., binding: _Optional[bytes] = ..., best: _Optional[bytes] = ..., last: _Optional[bytes] = ..., lost: _Optional[_Iterable[_Union[PaidAttempt, _Mapping]]] = ...) -> None: ...
+    deposit: bytes
+    def __init__(self, config: _Optional[bytes] = ..., binding: _Optional[bytes] = ..., best: _Optional[bytes] = ..., last: _Optional[bytes] = ..., lost: _Optional[_Iterable[_Union[PaidAttempt, _Mapping]]] = ..., deposit: _Optional[bytes] = ...) -> None: ...
 
 class PaymentQuestion(_message.Message):
     __slots__ = ("confirm", "reconcile")

@@ -12,6 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from llmesh.core.admission import Admission
+from llmesh.core.amount import Amount
 from llmesh.core.ids import RequestId
 from llmesh.core.inference import InferenceRequest
 from llmesh.core.reference import ModelRef
@@ -74,12 +75,23 @@ async def cancelled(node: Node, play: Play, steps: int) -> bool:
 
 
 async def check_nothing_is_left(*nodes: Node) -> None:
-    await trio.sleep(1)  # what is on its way arrives
+    await trio.sleep(2)  # what is on its way arrives, and who does not know what it paid has asked
     for node in nodes:
+        tabs = list(node.payments.tabs._tabs.values())
+        assert not any(tab.doubtful or tab.channel.reserved for tab in tabs)
+        assert not any(account.channel.reserved for account in node.till._accounts._accounts.values())
         assert (node.runtime.running, node.provider.running) == (0, 0)
         assert all(session.idle for session in node.sessions.live())
         assert not node.sessions._dials
         assert not node.reputation._under_way
+
+
+def check_books_agree(ann: Node, bob: Node) -> None:
+    """What the one knows to have spent is what the other has charged, at most once a request."""
+    spent = [tab.channel.books.spent for tab in ann.payments.tabs._tabs.values() if tab.peer == bob.peer_id]
+    charged = [account.channel.charged for account in bob.till._accounts._accounts.values()]
+    assert spent == charged
+    assert all(amount <= Amount.parse("0.4") for amount in charged)
 
 
 async def try_one(open_mesh: OpenMesh, play: Play, steps: int, helper: str) -> bool:
@@ -101,6 +113,7 @@ async def try_one(open_mesh: OpenMesh, play: Play, steps: int, helper: str) -> b
         again = await ann.router.infer(request(2))
         assert again.output == {"text": "one two three"}
         await check_nothing_is_left(ann, bob)
+        check_books_agree(ann, bob)
         return met
 
 

@@ -10,11 +10,14 @@ from trio.testing import MockClock
 
 from llmesh.core.admission import Limits
 from llmesh.core.amount import Amount
+from llmesh.core.digest import values_digest
 from llmesh.core.encoding import Value
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, RequestId
 from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
 from llmesh.core.model import Card
+from llmesh.core.pricing import FREE
+from llmesh.core.receipt import Work, check_answer, check_receipt
 from llmesh.errors import (
     Conflict,
     ModelFailed,
@@ -24,11 +27,13 @@ from llmesh.errors import (
     TooLarge,
     ValidationFailed,
 )
+from llmesh.ledger.memory import MemoryLedger
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.till import Till
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.echo import EchoRuntime
-from tests.mesh.people import START, credentials, peer
+from tests.mesh.journals import QuickJournal
+from tests.mesh.people import BANK, CHAIN, GENESIS, START, credentials, peer, signer
 
 ME, ANN, BOB = (Consumer(peer(name)) for name in ("me", "ann", "bob"))
 FEE = Amount.parse("0.1")
@@ -50,12 +55,16 @@ def attempt(
 
 
 def provider_of(runtime: EchoRuntime, limits: Limits) -> Provider:
-    return Provider(ME.peer_id, runtime, Till(credentials("me"), lambda: START), limits)
+    ledger = MemoryLedger(GENESIS, BANK.sign, lambda: START)
+    till = Till(credentials("me"), QuickJournal(ME.peer_id), ledger, lambda: START)
+    return Provider(ME.peer_id, runtime, till, limits)
 
 
-async def deployed(runtime: EchoRuntime | None = None, limits: Limits | None = None) -> Provider:
+async def deployed(
+    runtime: EchoRuntime | None = None, limits: Limits | None = None, fee: Amount = FREE
+) -> Provider:
     provider = provider_of(runtime or EchoRuntime(), limits or Limits())
-    await provider.deploy(bundle(), Card("senti"), FEE)
+    await provider.deploy(bundle(), Card("senti"), fee)
     return provider
 
 
@@ -69,7 +78,7 @@ def told(event: Event) -> tuple[Usage, Amount]:
     return event.usage, event.fee
 
 
-async def test_an_attempt_is_served_and_its_fee_told() -> None:
+async def test_an_attempt_is_served_and_its_receipt_told() -> None:
     provider = await deployed(EchoRuntime(words=1))
     async with provider.serve(attempt(), ANN) as events:
         assert await anext(events) == Accepted(0, 0.0)
@@ -77,7 +86,14 @@ async def test_an_attempt_is_served_and_its_fee_told() -> None:
             Chunk(0, "good "),
             Chunk(1, "day", values={"text": "good day"}),
         )
-        assert told(await anext(events)) == (Usage(2, 2, 0.0), FEE)
+        completed = await anext(events)
+        assert told(completed) == (Usage(2, 2, 0.0), FREE)
+        assert isinstance(completed, Completed)
+        check_receipt(completed.receipt, CHAIN)
+        work = Work(
+            MODEL, "unstated", values_digest({"text": "good day"}), values_digest({"text": "good day"})
+        )
+        check_answer(completed.receipt.receipt, signer("me").address, attempt().id, work, FREE)
     assert provider.running == 0
 
 
@@ -90,21 +106,10 @@ async def test_own_requests_are_free() -> None:
 
 async def test_a_quote_below_the_fee_is_refused_before_any_work() -> None:
     runtime = EchoRuntime()
-    provider = await deployed(runtime)
+    provider = await deployed(runtime, fee=FEE)
     with pytest.raises(ModelNotFound, match=r"costs 0\.1 MESH here, above the quote of 0\.099999"):
         await served(provider, attempt(quote=Amount.parse("0.099999")))
     assert runtime.started == provider.running == 0
-
-
-async def test_a_new_fee_is_for_attempts_that_come_later() -> None:
-    provider = await deployed()
-    async with provider.serve(attempt(), ANN) as events:
-        await provider.deploy(bundle(), Card("senti"), FEE + FEE)
-        last = [event async for event in events][-1]
-    assert isinstance(last, Completed)
-    assert last.fee == FEE
-    with pytest.raises(ModelNotFound):
-        await served(provider, attempt("2"))
 
 
 async def test_leaving_early_stops_the_work() -> None:

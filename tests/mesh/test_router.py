@@ -34,7 +34,7 @@ from llmesh.net.call import Call, Handler
 from llmesh.runtime.echo import EchoRuntime
 from llmesh.wire.inference import encode_event
 from tests.core.receipts import costing
-from tests.mesh.people import peer
+from tests.mesh.people import CHAIN, peer
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh, Node
@@ -96,6 +96,7 @@ async def test_a_peer_answers_and_is_paid(open_mesh: OpenMesh, autojump_clock: M
             latency_ms=pytest.approx(500),  # type: ignore[arg-type]
             usage=Usage(2, 2, 0.0),
             receipt=result.receipt,
+            chain=CHAIN,
         )
 
 
@@ -673,15 +674,17 @@ async def test_what_the_reader_raises_comes_out_as_it_is(open_mesh: OpenMesh) ->
 # --- many at once -----------------------------------------------------------------------------
 
 
+# A stranger is trusted with one paid attempt at a time, then with four.
+@pytest.mark.parametrize(("fee", "least", "longest"), [("0", 10, 2000), ("0.1", 4, 5000)])
 async def test_one_of_two_providers_is_killed_and_every_request_is_answered(
-    open_mesh: OpenMesh, autojump_clock: MockClock
+    open_mesh: OpenMesh, autojump_clock: MockClock, fee: str, least: int, longest: float
 ) -> None:
     async with open_mesh() as mesh:
         mesh.network.weather = type(mesh.network.weather)(delay=0.01)
         ann = await mesh.add("ann")
         for name in ("bob", "cat"):
             node = await mesh.add(name, runtime=EchoRuntime(delay=0.2))
-            await node.deploy("senti", "a", fee="0.1")
+            await node.deploy("senti", "a", fee=fee)
         results: list[Result] = []
 
         async def one(number: int) -> None:
@@ -695,9 +698,9 @@ async def test_one_of_two_providers_is_killed_and_every_request_is_answered(
             mesh.network.kill(BOB)
         served = Counter(result.provider for result in results)
         assert sum(served.values()) == 200
-        assert served[BOB] > 10
+        assert served[BOB] >= least
         assert any(result.attempts == 2 for result in results)
-        assert max(result.latency_ms for result in results) < 2000
+        assert max(result.latency_ms for result in results) < longest
 
 
 async def test_many_at_once_share_the_providers(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:

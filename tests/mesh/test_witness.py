@@ -78,7 +78,7 @@ async def test_a_provider_tells_of_what_it_serves(open_mesh: OpenMesh, autojump_
     events, ann = Events(), Consumer(peer("ann"))
     async with open_mesh() as mesh:
         node = await mesh.add("node")
-        await node.deploy("senti", "c", fee="0.1")
+        await node.deploy("senti", "c")
         serve = seen(events, node.provider)
         attempt = Attempt(REQUEST.id, 1, MODEL, {"text": "hi"}, Amount.parse(1), 5.0)
         with events.subscribed({EventName.INFERENCE}) as told:
@@ -86,7 +86,7 @@ async def test_a_provider_tells_of_what_it_serves(open_mesh: OpenMesh, autojump_
                 assert [piece async for piece in pieces]
             ended = await only(told)
             assert (ended.served, ended.model, ended.model_id) == (Served.PEER, "senti", MODEL)
-            assert (ended.provider, ended.fee, ended.error) == (node.peer_id, Amount.parse("0.1"), None)
+            assert (ended.provider, ended.fee, ended.error) == (node.peer_id, Amount(0), None)
             late = Attempt(REQUEST.id, 2, MODEL, {"text": "hi"}, Amount.parse(1), 0)
             with pytest.raises(RequestTimeout):
                 async with serve(late, ann):

@@ -54,7 +54,7 @@ configs = st.builds(
 lost = st.lists(attempts, max_size=64).map(tuple)
 requests = st.builds(SyncRequest, st.none() | vouchers, st.none() | receipts, lost)
 questions = st.builds(Confirm, models, hashes, amounts) | st.builds(
-    Reconcile, configs, st.just(BINDING), requests
+    Reconcile, configs, st.just(BINDING), requests, amounts
 )
 answers = st.just(Confirmed(BINDING, TERMS)) | st.builds(
     Sync,
@@ -87,7 +87,9 @@ def test_any_bytes_are_a_message_or_one_clear_error(data: bytes) -> None:
 
 
 ATTEMPTS = [pb.PaidAttempt(request_id=bytes(16), attempt=1)] * 65
-GOOD = Reconcile(ChannelConfig(*[Address(bytes(20))] * 5, 0, bytes(32)), BINDING, SyncRequest(None, None))
+GOOD = Reconcile(
+    ChannelConfig(*[Address(bytes(20))] * 5, 0, bytes(32)), BINDING, SyncRequest(None, None), Amount(0)
+)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmesh.core.inference import ANSWER_TOKENS
 from llmesh.errors import ModelFailed, ValidationFailed
 from llmesh.runtime.generation.chat import Chat, open_tokenizer
 from llmesh.runtime.generation.fusion import open_graph
@@ -30,8 +31,6 @@ __all__ = ["Generator", "Limits"]
 
 _SMALL_MODEL = 48 << 20
 """Weights that stay in a core's cache: there cores that share out rows beat cores that share out a row."""
-_ANSWER_TOKENS = 512
-"""The longest answer where neither the request nor the model says how long it may be."""
 _PROMPT_TOKENS = 256
 """So many prompt tokens are read between two steps, so that running rows do not wait long for joiners."""
 
@@ -133,7 +132,7 @@ class Generator:
     def _most_tokens(self, request: GenerationRequest, length: int) -> int:
         room = self.context - length
         if request.max_tokens is None:
-            return min(room, self._settings.defaults.max_tokens or _ANSWER_TOKENS)
+            return min(room, self._settings.defaults.max_tokens or ANSWER_TOKENS)
         if request.max_tokens > room:
             raise ValidationFailed(
                 f"max_tokens: {request.max_tokens} more tokens after a prompt of {length} do not fit"

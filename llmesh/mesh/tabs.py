@@ -1,0 +1,272 @@
+"""Tabs: the channels by which this node pays, one for each account that it buys from.
+
+A tab is opened when it is first needed: the provider confirms what it offers, then a deposit is made,
+then both ends agree where they stand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from llmesh.core import operations
+from llmesh.core.address import Address, address_text
+from llmesh.core.amount import Amount
+from llmesh.core.binding import check_binding
+from llmesh.core.channel import MAX_ATTEMPTS, Deposit
+from llmesh.core.credentials import Credentials, Payee
+from llmesh.core.ids import AttemptId, PeerId
+from llmesh.core.payer import PayerBooks, PayerChannel
+from llmesh.core.payment import Confirm, Reconcile
+from llmesh.core.ranking import Candidate
+from llmesh.core.receipt import SignedReceipt
+from llmesh.core.voucher import ChannelConfig, channel_id
+from llmesh.errors import InsufficientBalance, NodeUnreachable, ValidationFailed
+from llmesh.journal.channels import (
+    AddChannel,
+    ChannelRow,
+    RecordDeposit,
+    RecordPayerBooks,
+    ReleaseReservation,
+    all_channels,
+    reservations,
+)
+from llmesh.journal.columns import Side
+from llmesh.journal.open import Journal
+from llmesh.journal.purse import DurablePurse
+from llmesh.journal.receipts import ReceiptRow, StoreReceipt
+from llmesh.ledger.ledger import Ledger
+from llmesh.mesh.backlog import Backlog
+from llmesh.mesh.teller import Teller
+from llmesh.net.payment import confirm, reconcile
+from llmesh.net.session import Session
+from llmesh.net.sessions import Sessions
+
+__all__ = ["PaymentSettings", "Tab", "Tabs"]
+
+AGREEMENT = 8.0
+"""Seconds for a provider to say where a channel stands; its copy of the ledger may be a little behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentSettings:
+    """A deposit covers `quotes` inferences; it is locked for `withdraw_delay` seconds once asked back.
+
+    `clock` gives seconds since 1970.
+    """
+
+    quotes: int = 100
+    withdraw_delay: int = 86_400
+    clock: Callable[[], float] = time.time
+
+
+@dataclass(slots=True, eq=False)
+class Tab:
+    """A channel to a provider; `session` is the one by which both ends last agreed.
+
+    `doubtful` are attempts of unknown outcome, each with the purse that holds its quote; who waits for
+    the window parks in `room`.
+    """
+
+    peer: PeerId
+    channel: PayerChannel
+    addresses: tuple[str, ...] = ()
+    session: Session | None = None
+    doubtful: dict[AttemptId, DurablePurse | None] = field(default_factory=dict)
+    room: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    resolving: bool = False
+
+    def serves(self, session: Session | None, quote: Amount) -> bool:
+        """Whether an attempt may be paid from it as it is, but for the window."""
+        channel = self.channel
+        ready = session is not None and self.session is session and channel.synced and not channel.broken
+        return ready and channel.left >= quote
+
+    @property
+    def books(self) -> RecordPayerBooks:
+        """How it stands, for the Journal."""
+        return RecordPayerBooks(self.channel.id, self.channel.books, self.channel.broken)
+
+
+class Tabs:
+    """All of them; `load` first."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        ledger: Ledger,
+        journal: Journal,
+        teller: Teller,
+        sessions: Sessions,
+        settings: PaymentSettings,
+    ) -> None:
+        self.credentials = credentials
+        self.settings = settings
+        self.backlog = Backlog(journal)
+        self._ledger = ledger
+        self._journal = journal
+        self._teller = teller
+        self._sessions = sessions
+        self._tabs: dict[Address, Tab] = {}
+        self._turns: defaultdict[Address, trio.Lock] = defaultdict(trio.Lock)
+
+    async def load(self) -> None:
+        """Take up what the Journal has of this ledger's channels.  Raises TransactionFailed."""
+        chain = self.credentials.chain
+        for row in await self._journal.read(all_channels, Side.PAYER):
+            if channel_id(row.config, chain) == row.id:
+                channel = PayerChannel(row.config, chain, row.deposit, row.payer_books)
+                channel.broken = row.broken
+                self._tabs[row.config.receiver] = Tab(row.peer, channel)
+        held = {tab.channel.id: tab for tab in self._tabs.values()}
+        for reservation in await self._journal.read(reservations):
+            if reservation.channel in held:
+                held[reservation.channel].doubtful[reservation.attempt] = None
+
+    def doubtful(self) -> Iterator[Tab]:
+        """Those with attempts of unknown outcome."""
+        return (tab for tab in list(self._tabs.values()) if tab.doubtful)
+
+    async def ready(self, candidate: Candidate, payee: Payee, window: float) -> tuple[Tab, Session]:
+        """The tab with a provider from which its fee can be paid now, and the session to ask by.
+
+        No checkpoint comes after the last look.  Raises NodeUnreachable where the provider says nothing
+        within `window` seconds, what it refuses with, InsufficientBalance where this node has not got the
+        money, TransactionFailed where the ledger is out of reach, ValidationFailed with `peer_id` for a
+        provider that has cheated.
+        """
+        while True:
+            tab = self._tabs.get(payee.account)
+            session = self._sessions.get(candidate.peer_id)
+            if tab is not None and session is not None and tab.serves(session, candidate.fee):
+                return tab, session
+            async with self._turns[payee.account]:
+                tab = self._tabs.get(payee.account)
+                if tab is None or not tab.serves(self._sessions.get(candidate.peer_id), candidate.fee):
+                    await self._prepare(candidate, payee, window)
+
+    async def agree(self, tab: Tab) -> None:
+        """Find out about attempts of unknown outcome.  Raises as `ready`."""
+        async with self._turns[tab.channel.config.receiver]:
+            with _bounded(tab.peer, AGREEMENT):
+                session = await self._sessions.to(tab.peer, tab.addresses)
+            await self._reconcile(tab, session)
+
+    async def _prepare(self, candidate: Candidate, payee: Payee, window: float) -> None:
+        with _bounded(candidate.peer_id, window):
+            session = await self._sessions.to(candidate.peer_id, candidate.addresses)
+        tab = self._tabs.get(payee.account)
+        if tab is None:
+            await self._confirm(session, candidate, payee, window)
+            tab = self._tabs[payee.account] = await self._new(candidate, payee)
+        tab.peer, tab.addresses = candidate.peer_id, candidate.addresses
+        await self._look(tab)
+        if tab.channel.deposit.balance and (tab.session is not session or not tab.channel.synced):
+            await self._reconcile(tab, session)
+        if tab.channel.broken:
+            raise ValidationFailed(tab.channel.broken, peer_id=candidate.peer_id)
+        if tab.channel.left < candidate.fee:
+            await self._confirm(session, candidate, payee, window)
+            await self._deposit(tab, candidate.fee)
+            await self._reconcile(tab, session)
+
+    async def _confirm(self, session: Session, candidate: Candidate, payee: Payee, window: float) -> None:
+        """Have the provider itself stand by its offer, before any money moves."""
+        asked = Confirm(candidate.offer.model_id, payee.offer, candidate.fee)
+        with _bounded(candidate.peer_id, window):
+            said = await confirm(session, asked, window)
+        binding = said.binding.binding
+        with _blamed(candidate.peer_id):
+            check_binding(said.binding, self.settings.clock())
+            if (binding.node, binding.account, binding.chain) != (
+                candidate.peer_id, payee.account, payee.chain,
+            ) or said.terms != payee.terms:  # fmt: skip
+                raise ValidationFailed("The provider confirms something else than it announced.")
+
+    async def _new(self, candidate: Candidate, payee: Payee) -> Tab:
+        """A tab, known to the Journal before anything is paid in; one that was forgotten is found again."""
+        own, nobody = self.credentials.signer.address, bytes(32)
+        token, delay = payee.chain.contract, self.settings.withdraw_delay
+        config = ChannelConfig(own, own, payee.account, payee.account, token, delay, nobody)
+        mark = channel_id(config, payee.chain)
+        cell = await self._ledger.channel(mark)
+        deposit = cell.deposit if cell else Deposit()
+        channel = PayerChannel(config, payee.chain, deposit, PayerBooks() if cell else None)
+        row = ChannelRow(Side.PAYER, mark, candidate.peer_id, config, deposit)
+        await self._journal.commit(AddChannel(row))
+        return Tab(candidate.peer_id, channel)
+
+    async def _look(self, tab: Tab) -> None:
+        cell = await self._ledger.channel(tab.channel.id)
+        if cell is not None and cell.deposit != tab.channel.deposit:
+            tab.channel.deposit = cell.deposit
+            self.backlog.add(RecordDeposit(Side.PAYER, tab.channel.id, cell.deposit))
+
+    async def _deposit(self, tab: Tab, quote: Amount) -> None:
+        own = self.credentials.signer.address
+        balance = (await self._ledger.account(own)).balance
+        short = quote.micro - tab.channel.left.micro
+        amount = Amount(min(max(short, quote.micro * self.settings.quotes), balance.micro))
+        if amount.micro < short:
+            raise InsufficientBalance(
+                f"An inference costs {quote} MESH and this node has {balance} MESH. Have MESH sent to its"
+                f" account {address_text(own)}, or join a swarm by an invite with a credit."
+            )
+        await self._teller.perform(operations.Deposit(tab.channel.config, amount))
+        await self._look(tab)
+        tab.session = None  # the provider has yet to see it
+
+    async def _reconcile(self, tab: Tab, session: Session) -> None:
+        channel = tab.channel
+        asked = channel.sync_request()
+        if not channel.synced:
+            asked = replace(asked, lost=tuple(tab.doubtful)[:MAX_ATTEMPTS])
+        binding = self.credentials.binding(self.settings.clock())
+        told = Reconcile(channel.config, binding, asked, channel.deposit.balance)
+        with _bounded(tab.peer, AGREEMENT):
+            answer = await reconcile(session, told, AGREEMENT)
+        try:
+            with _blamed(tab.peer):
+                channel.sync(asked, answer)
+        finally:
+            self.backlog.add_books(tab.books)
+        charged = {receipt.attempt: receipt for receipt in answer.charged}
+        for attempt in set(asked.lost) - {attempt for attempt, _ in answer.running}:
+            self._settle(tab, attempt, charged.get(attempt))
+        tab.session = session
+        tab.room.unpark_all()
+
+    def _settle(self, tab: Tab, attempt: AttemptId, receipt: SignedReceipt | None) -> None:
+        """The outcome of a doubtful attempt is known."""
+        purse = tab.doubtful.pop(attempt, None)
+        self.backlog.add(ReleaseReservation(tab.channel.id, attempt))
+        if receipt is None:
+            if purse is not None:
+                purse.release(attempt)
+            return
+        self.backlog.add(StoreReceipt(ReceiptRow(Side.PAYER, tab.peer, receipt)))
+        if purse is not None:
+            purse.spend(attempt, receipt.charge.price)
+
+
+@contextmanager
+def _bounded(peer: PeerId, seconds: float) -> Iterator[None]:
+    """A word with a peer that must not take longer."""
+    with trio.move_on_after(seconds):
+        yield
+        return
+    raise NodeUnreachable(f"{peer} did not answer about payment within {seconds:.3g} s.", peer_id=peer)
+
+
+@contextmanager
+def _blamed(peer: PeerId) -> Iterator[None]:
+    """What is found wrong here is what that peer said."""
+    try:
+        yield
+    except ValidationFailed as error:
+        raise ValidationFailed(error.message, peer_id=peer) from None

@@ -1,0 +1,374 @@
+"""What a provider takes as payment, and what is durable before an answer ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from llmesh.core import operations as ops
+from llmesh.core.amount import Amount
+from llmesh.core.channel import Sync, SyncRequest
+from llmesh.core.exchange import Completed, Event
+from llmesh.core.ids import AttemptId, ModelId, RequestId
+from llmesh.core.inference import Attempt, Chunk, Consumer
+from llmesh.core.model import Card
+from llmesh.core.operations import sign_operation
+from llmesh.core.payment import Confirm, Payment, Reconcile
+from llmesh.core.receipt import check_receipt
+from llmesh.core.terms import terms_digest
+from llmesh.core.typed import Chain
+from llmesh.core.voucher import ChannelConfig, SignedVoucher, Voucher, channel_id, sign_voucher
+from llmesh.errors import (
+    Conflict,
+    InsufficientBalance,
+    MeshError,
+    ModelFailed,
+    ModelNotFound,
+    TransactionFailed,
+    ValidationFailed,
+)
+from llmesh.journal.channels import find_channel
+from llmesh.journal.columns import Side
+from llmesh.journal.receipts import find_receipt
+from llmesh.ledger.memory import MemoryLedger
+from llmesh.mesh.provider import Provider
+from llmesh.mesh.till import Till
+from llmesh.runtime.bundle import Bundle
+from llmesh.runtime.echo import EchoRuntime
+from tests.mesh.journals import QuickJournal
+from tests.mesh.people import BANK, CHAIN, GENESIS, START, credentials, peer, signer
+
+FEE = Amount(100)
+MODEL = ModelId("a" * 64)
+ANN, BOB = Consumer(peer("ann"), 1), Consumer(peer("bob"), 2)
+OTHER = Chain(7, CHAIN.contract)
+ORDER = int("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141", 16)
+
+
+class Shop:
+    """A provider, and ann who has a channel with it."""
+
+    def __init__(self) -> None:
+        self.runtime = EchoRuntime(words=1)
+        self.ledger = MemoryLedger(GENESIS, BANK.sign, trio.current_time)
+        self.journal = QuickJournal(peer("shop"))
+        self.own = credentials("shop")
+        self.config = self.channel("ann")
+        self.id = channel_id(self.config, CHAIN)
+        self.restart()
+
+    def channel(self, name: str, salt: int = 0) -> ChannelConfig:
+        payer, payee = signer(name).address, self.own.signer.address
+        return ChannelConfig(payer, payer, payee, payee, CHAIN.contract, 900, bytes((salt,)) * 32)
+
+    def restart(self) -> None:
+        """As after a kill: memory is gone, the journal is not."""
+        self.till = Till(self.own, self.journal, self.ledger, lambda: START)
+        self.provider = Provider(peer("shop"), self.runtime, self.till)
+
+    async def deploy(self) -> None:
+        bundle = Bundle(Path("/nowhere"), (), MODEL, "model.onnx")
+        await self.provider.deploy(bundle, Card("senti"), FEE)
+
+    async def open(self, deposit: int = 1_000) -> None:
+        await self.deploy()
+        operation = ops.Deposit(self.config, Amount(deposit))
+        signed = sign_operation(signer("ann").address, 1, operation, CHAIN, signer("ann").sign)
+        await self.ledger.submit(signed)
+        await self.reconcile()
+
+    async def reconcile(self, *lost: AttemptId, consumer: Consumer = ANN) -> Sync:
+        binding = credentials("ann").binding(START)
+        asked = Reconcile(self.config, binding, SyncRequest(None, None, lost), Amount(0))
+        answer = await self.provider.answer(asked, consumer)
+        assert isinstance(answer, Sync)
+        return answer
+
+    @property
+    def offer(self) -> bytes:
+        return terms_digest(self.own.terms(self.provider.offers[0], START).terms, CHAIN)
+
+    def voucher(self, ceiling: int, by: str = "ann", chain: Chain = CHAIN) -> SignedVoucher:
+        return sign_voucher(Voucher(self.id, Amount(ceiling)), chain, signer(by).sign)
+
+    def attempt(self, number: int, voucher: SignedVoucher | None, **values: object) -> Attempt:
+        payment = Payment(self.id, self.offer, voucher)
+        asked = {"text": "one two three", **values}
+        return Attempt(RequestId("1" * 32), number, MODEL, asked, FEE, 5.0, payment)  # type: ignore[arg-type]
+
+    async def serve(self, attempt: Attempt, consumer: Consumer = ANN) -> list[Event]:
+        async with self.provider.serve(attempt, consumer) as events:
+            return [event async for event in events]
+
+    async def charged(self) -> int:
+        row = await self.journal.read(find_channel, Side.PROVIDER, self.id)
+        return row.charged.micro if row else 0
+
+
+@pytest.fixture
+async def shop(autojump_clock: MockClock) -> Shop:
+    made = Shop()
+    await made.open()
+    return made
+
+
+async def test_a_charge_is_durable_with_voucher_and_receipt_before_the_end_is_told(shop: Shop) -> None:
+    attempt, voucher = shop.attempt(1, shop.voucher(100)), shop.voucher(100)
+    async with shop.provider.serve(attempt, ANN) as events:
+        for _ in range(4):
+            await anext(events)
+        assert await shop.charged() == 0
+        completed = await anext(events)
+        assert isinstance(completed, Completed)
+        row = await shop.journal.read(find_channel, Side.PROVIDER, shop.id)
+        assert (row.charged, row.best, row.last) == (FEE, voucher, completed.receipt)
+    check_receipt(completed.receipt, CHAIN)
+    assert (completed.fee, completed.receipt.receipt.offer) == (FEE, shop.offer)
+
+
+async def test_a_voucher_that_covers_more_is_good_without_being_sent_again(shop: Shop) -> None:
+    await shop.serve(shop.attempt(1, shop.voucher(200)))
+    await shop.serve(shop.attempt(2, None))
+    with pytest.raises(InsufficientBalance):
+        await shop.serve(shop.attempt(3, None))
+    assert await shop.charged() == 200
+
+
+async def test_a_retry_gets_the_stored_receipt_and_output_also_after_a_restart(shop: Shop) -> None:
+    first = await shop.serve(shop.attempt(1, shop.voucher(100)))
+    for _ in range(2):
+        _, chunk, completed = await shop.serve(shop.attempt(1, None))
+        assert chunk == Chunk(0, values={"text": "one two three"})
+        assert isinstance(completed, Completed)
+        assert isinstance(first[-1], Completed)
+        assert completed.receipt == first[-1].receipt
+        shop.restart()
+        await shop.deploy()
+    assert (await shop.charged(), shop.runtime.started) == (100, 1)
+
+
+async def test_two_of_the_same_attempt_at_once_are_one(shop: Shop) -> None:
+    attempt = shop.attempt(1, shop.voucher(500))
+    async with shop.provider.serve(attempt, ANN) as events:
+        await anext(events)
+        with pytest.raises(Conflict):
+            await shop.serve(attempt)
+        assert len([event async for event in events]) == 4
+    assert await shop.charged() == 100
+
+
+def high(voucher: SignedVoucher) -> SignedVoucher:
+    """The same signature in its other form, which a contract would refuse."""
+    r, s, v = voucher.signature[:32], voucher.signature[32:64], voucher.signature[64]
+    other = (ORDER - int.from_bytes(s, "big")).to_bytes(32, "big")
+    return replace(voucher, signature=r + other + bytes((55 - v,)))
+
+
+@pytest.mark.parametrize(
+    ("voucher", "error"),
+    [
+        (lambda shop: None, InsufficientBalance),
+        (lambda shop: shop.voucher(99), InsufficientBalance),
+        (lambda shop: shop.voucher(100, by="bob"), ValidationFailed),
+        (lambda shop: shop.voucher(100, chain=Chain(CHAIN.id + 1, CHAIN.contract)), ValidationFailed),
+        (lambda shop: replace(shop.voucher(100), signature=bytes(65)), ValidationFailed),
+        (lambda shop: replace(one := shop.voucher(100), signature=one.signature[:64]), ValidationFailed),
+        (lambda shop: replace(shop.voucher(90), voucher=Voucher(shop.id, Amount(100))), ValidationFailed),
+        (lambda shop: high(shop.voucher(100)), ValidationFailed),
+        (
+            lambda shop: sign_voucher(
+                Voucher(channel_id(shop.channel("ann", 1), CHAIN), Amount(100)), CHAIN, signer("ann").sign
+            ),
+            ValidationFailed,
+        ),
+    ],
+    ids=["none", "low", "key", "chain", "forged", "truncated", "raised", "high s", "channel"],
+)  # fmt: skip
+async def test_what_does_not_pay_is_refused_before_any_work(
+    shop: Shop, voucher: object, error: type[MeshError]
+) -> None:
+    with pytest.raises(error):
+        await shop.serve(shop.attempt(1, voucher(shop)))  # type: ignore[operator]
+    assert (shop.runtime.started, shop.provider.running, await shop.charged()) == (0, 0, 0)
+    await shop.serve(shop.attempt(2, shop.voucher(100)))
+
+
+async def test_a_replayed_voucher_pays_nothing_twice(shop: Shop) -> None:
+    old = shop.voucher(100)
+    await shop.serve(shop.attempt(1, old))
+    with pytest.raises(InsufficientBalance):
+        await shop.serve(shop.attempt(2, old))
+    with pytest.raises(InsufficientBalance, match="no such channel"):
+        await shop.serve(shop.attempt(3, shop.voucher(900)), BOB)
+    assert await shop.charged() == 100
+
+
+async def test_more_than_the_deposit_is_not_covered_by_any_voucher(shop: Shop) -> None:
+    for number in range(1, 11):
+        await shop.serve(shop.attempt(number, shop.voucher(10_000)))
+    with pytest.raises(InsufficientBalance, match="deposit"):
+        await shop.serve(shop.attempt(11, None))
+
+
+async def test_who_pays_nothing_or_on_other_terms_is_told_so(shop: Shop) -> None:
+    with pytest.raises(InsufficientBalance, match="members"):
+        await shop.serve(replace(shop.attempt(1, None), payment=None))
+    payment = Payment(shop.id, bytes(32), shop.voucher(100))
+    with pytest.raises(ModelNotFound, match="other terms"):
+        await shop.serve(replace(shop.attempt(1, None), payment=payment))
+
+
+async def test_a_full_disk_means_no_answer_and_no_charge(shop: Shop) -> None:
+    shop.journal.full = True
+    with pytest.raises(TransactionFailed) as caught:
+        await shop.serve(shop.attempt(1, shop.voucher(500)))
+    assert caught.value.code == 3002
+    shop.journal.full = False
+    assert (await shop.reconcile(AttemptId(RequestId("1" * 32), 1))).charged == ()
+    events = await shop.serve(shop.attempt(2, None))
+    assert isinstance(events[-1], Completed)
+    assert events[-1].receipt.charge.cumulative == FEE
+    assert await shop.charged() == 100
+
+
+async def test_many_that_fail_together_are_put_right_once(shop: Shop) -> None:
+    shop.journal.delay, outcomes = 0.1, []
+
+    async def one(number: int) -> None:
+        try:
+            outcomes.append((await shop.serve(shop.attempt(number, shop.voucher(1_000))))[-1])
+        except TransactionFailed as error:
+            outcomes.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 5):
+            nursery.start_soon(one, number)
+        shop.journal.full = True
+        await trio.sleep(0.05)
+        shop.journal.full = False
+        for number in range(5, 9):
+            nursery.start_soon(one, number)
+    good = [event for event in outcomes if isinstance(event, Completed)]
+    assert len(outcomes) == 8
+    assert await shop.charged() == 100 * len(good)
+    await shop.serve(shop.attempt(9, None))
+    assert await shop.charged() == 100 * len(good) + 100
+
+
+async def test_while_the_journal_cannot_be_read_the_channel_is_of_no_use(shop: Shop) -> None:
+    async with shop.provider.serve(shop.attempt(1, shop.voucher(500)), ANN) as events:
+        await take(events, 4)
+        shop.journal.full = shop.journal.unreadable = True
+        with pytest.raises(TransactionFailed):
+            await anext(events)
+    with pytest.raises(TransactionFailed):
+        await shop.serve(shop.attempt(2, None))
+    shop.journal.full = shop.journal.unreadable = False
+    await shop.serve(shop.attempt(3, None))
+    assert await shop.charged() == 100
+
+
+async def take(events: AsyncIterator[Event], count: int) -> None:
+    for _ in range(count):
+        await anext(events)
+
+
+@pytest.mark.parametrize(("chunks", "share"), [(0, 0), (1, 0), (2, 10), (3, 20)])
+async def test_a_stream_cut_by_its_consumer_costs_what_it_took(shop: Shop, chunks: int, share: int) -> None:
+    with trio.CancelScope() as scope:
+        async with shop.provider.serve(shop.attempt(1, shop.voucher(100), max_tokens=10), ANN) as events:
+            await take(events, 1 + chunks)
+            scope.cancel()
+            await trio.sleep(1)
+    lost = AttemptId(RequestId("1" * 32), 1)
+    receipts = (await shop.reconcile(lost)).charged
+    assert [receipt.charge.price.micro for receipt in receipts] == [share] * bool(share)
+    assert (await shop.charged(), shop.provider.running) == (share, 0)
+    await shop.serve(shop.attempt(2, shop.voucher(200)))
+
+
+async def test_a_stream_that_its_provider_breaks_or_leaves_costs_nothing(shop: Shop) -> None:
+    attempt = shop.attempt(1, shop.voucher(100), max_tokens=10)
+    async with shop.provider.serve(attempt, ANN) as events:
+        await take(events, 3)
+        await shop.runtime.unload(MODEL)
+        with pytest.raises(ModelFailed):
+            await take(events, 3)
+    await shop.deploy()
+    with trio.CancelScope() as scope:
+        async with shop.provider.serve(replace(attempt, number=2), ANN) as events:
+            await take(events, 3)
+            shop.till.close()
+            scope.cancel()
+            await trio.sleep(1)
+    assert await shop.charged() == 0
+
+
+async def test_a_failed_commit_of_a_cut_is_no_charge(shop: Shop) -> None:
+    with trio.CancelScope() as scope:
+        async with shop.provider.serve(shop.attempt(1, shop.voucher(100), max_tokens=10), ANN) as events:
+            await take(events, 3)
+            shop.journal.full = True
+            scope.cancel()
+            await trio.sleep(1)
+    shop.journal.full = False
+    assert (await shop.reconcile(AttemptId(RequestId("1" * 32), 1))).charged == ()
+    await shop.serve(shop.attempt(2, None))
+    assert await shop.charged() == 100
+
+
+async def test_a_cancel_during_the_commit_does_not_part_charge_and_receipt(shop: Shop) -> None:
+    shop.journal.delay = 1.0
+    with trio.move_on_after(0.5):
+        await shop.serve(shop.attempt(1, shop.voucher(100)))
+    row = await shop.journal.read(find_receipt, Side.PROVIDER, ANN.peer_id, AttemptId(RequestId("1" * 32), 1))
+    assert row is not None
+    assert await shop.charged() == 100
+    shop.journal.delay = 0.0
+    await shop.serve(shop.attempt(2, shop.voucher(200)))
+
+
+async def test_an_offer_is_confirmed_before_any_deposit(autojump_clock: MockClock) -> None:
+    shop = Shop()
+    await shop.deploy()
+    confirmed = await shop.provider.answer(Confirm(MODEL, shop.offer, FEE), ANN)
+    assert confirmed == shop.till.confirm(shop.provider.offers[0], shop.offer)
+    for asked in (
+        Confirm(ModelId("b" * 64), shop.offer, FEE),
+        Confirm(MODEL, bytes(32), FEE),
+        Confirm(MODEL, shop.offer, Amount(99)),
+    ):
+        with pytest.raises(ModelNotFound):
+            await shop.provider.answer(asked, ANN)
+    with pytest.raises(InsufficientBalance, match="no deposit"):
+        await shop.reconcile()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shop, asked: replace(asked, config=replace(asked.config, receiver=signer("bob").address)),
+        lambda shop, asked: replace(asked, config=replace(asked.config, token=signer("bob").address)),
+        lambda shop, asked: replace(asked, config=shop.channel("bob")),
+        lambda shop, asked: replace(asked, binding=credentials("bob").binding(START)),
+        lambda shop, asked: replace(asked, binding=replace(asked.binding, by_node=bytes(64))),
+        lambda shop, asked: replace(asked, binding=credentials("ann", OTHER).binding(START)),
+        lambda shop, asked: replace(asked, request=SyncRequest(shop.voucher(100, by="bob"), None)),
+    ],
+    ids=range(7),
+)  # fmt: skip
+async def test_only_its_payer_speaks_for_a_channel(shop: Shop, change: object) -> None:
+    good = Reconcile(shop.config, credentials("ann").binding(START), SyncRequest(None, None), Amount(0))
+    with pytest.raises(ValidationFailed):
+        await shop.provider.answer(change(shop, good), ANN)  # type: ignore[operator]
+
+
+async def test_what_arrives_late_by_an_old_session_is_refused(shop: Shop) -> None:
+    await shop.reconcile(consumer=ANN._replace(session=9))
+    with pytest.raises(Conflict, match="newer session"):
+        await shop.serve(shop.attempt(1, shop.voucher(100)))
