@@ -49,6 +49,7 @@ from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.credentials import Credentials
+from llmesh.core.genesis import Genesis, sign_genesis
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Attempt
 from llmesh.core.manifest import BLOCK, Block
@@ -56,6 +57,8 @@ from llmesh.core.model import Card
 from llmesh.core.reference import ModelRef
 from llmesh.core.signer import Signer
 from llmesh.core.typed import Chain
+from llmesh.journal.open import open_journal
+from llmesh.ledger.memory import MemoryLedger
 from llmesh.mesh.download import Progress
 from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.provider import Provider
@@ -134,12 +137,19 @@ def credentials(peer: PeerId, seed: bytes) -> Credentials:
     )
 
 
+def lone_ledger(own: Credentials) -> MemoryLedger:
+    """A ledger without money: what is served here is free."""
+    genesis = Genesis(own.signer.address, (), Amount(0), 0, int(time.time()))
+    return MemoryLedger(sign_genesis(genesis, own.signer.sign), own.signer.sign, time.time)
+
+
 async def serve_llmesh(folder: Path) -> None:
     bundle = await read_bundle(folder)
     sent: list[tuple[str, int]] = []
     seed = secrets.token_bytes(32)
     async with (
         open_libp2p_host(seed, listen=[LOOPBACK], judge=lambda _: None) as host,
+        open_journal(folder.with_suffix(".journal"), host.peer_id) as journal,
         open_seeder(lambda id: bundle if id == bundle.id else None) as seeder,
     ):
 
@@ -148,7 +158,8 @@ async def serve_llmesh(folder: Path) -> None:
             async with seeder.serve(model, peer) as replica:
                 yield Counted(replica, sent)
 
-        provider = Provider(host.peer_id, EchoRuntime(), Till(credentials(host.peer_id, seed), time.time))
+        own = credentials(host.peer_id, seed)
+        provider = Provider(host.peer_id, EchoRuntime(), Till(own, journal, lone_ledger(own), time.time))
         await provider.deploy(bundle, Card("echo"), Amount(0))
         handlers = {
             artifact.PROTOCOL: artifact.handler(serve, Throttle()),

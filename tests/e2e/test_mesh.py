@@ -128,7 +128,7 @@ def test_a_frozen_provider_is_2002_within_the_window_and_forgotten_soon(
 def test_a_provider_killed_under_load_costs_no_request(
     mesh: Mesh, a: NodeProcess, b: NodeProcess, c: NodeProcess
 ) -> None:
-    d = mesh.start("d", "--bootstrap", b.address, "--deploy", f"{SENTIMENT_ANALYZER},name={DEMO},fee=0.1")
+    d = mesh.start("d", "--join", a.invite(), "--deploy", f"{SENTIMENT_ANALYZER},name={DEMO},fee=0.1")
     d.ready()
     until(lambda: {c.id, d.id} <= offered(a), 5, "both are found")
     answers = []

@@ -46,7 +46,7 @@ def giver(mesh: Mesh) -> NodeProcess:
 @pytest.fixture(scope="module")
 def asker(mesh: Mesh, giver: NodeProcess) -> NodeProcess:
     """A node without models."""
-    node = mesh.start("asker", "--bootstrap", giver.address).ready()
+    node = mesh.start("asker", "--join", giver.invite(credit=100)).ready()
     until(lambda: node.models(f"?name={GPT}"), 10, "the asker finds gpt-mini")
     return node
 
@@ -139,8 +139,8 @@ def test_a_copy_serves_too_and_alone_once_the_first_is_gone(
 ) -> None:
     other = shutil.copytree(GPT_MINI, tmp_path / "tale")
     (other / "README.md").write_text("The same graph, but another model.\n")
-    source = mesh.start("source", "--bootstrap", giver.address, "--deploy", f"{other},fee=0.2").ready()
-    copy = mesh.start("copy", "--bootstrap", giver.address, "--replicate", "tale").ready()
+    source = mesh.start("source", "--join", giver.invite(), "--deploy", f"{other},fee=0.2").ready()
+    copy = mesh.start("copy", "--join", giver.invite(), "--replicate", "tale").ready()
     until(lambda: offers_of(asker, "tale").keys() == {source.id, copy.id}, 30, "both offer it")
     found = offers_of(asker, "tale")
     assert found[copy.id]["model_id"] == found[source.id]["model_id"]
