@@ -76,10 +76,10 @@ def bare() -> Callable[[], None]:
 
 
 @asynccontextmanager
-async def rest(url: str) -> AsyncIterator[Ask]:
+async def rest(url: str, model: str = MODEL) -> AsyncIterator[Ask]:
     """One kept-alive connection and as little client as HTTP allows."""
     host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
-    body = json.dumps({"model": MODEL, "input": {"text": TEXT}}).encode()
+    body = json.dumps({"model": model, "input": {"text": TEXT}}).encode()
     head = f"POST /api/v1/inference HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     async with await trio.open_tcp_stream(host, port) as stream:
