@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +14,22 @@ __all__ = ["facts", "table"]
 _WIDTH = 10_000
 """Columns where the output is no terminal: enough that no line breaks."""
 
+_SHORT = 24
+"""Characters of a column that is never folded."""
+
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
-    """Rows under their heads; a column whose head has MESH is set to the right."""
+    """Rows under their heads; a column whose head has MESH is set to the right.
+
+    Where the terminal is too narrow, long columns such as ids are folded and the others are not.
+    """
+    lines = list(rows)
     shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for head in heads:
-        shown.add_column(head, justify="right" if "MESH" in head else "left", overflow="fold")
-    for row in rows:
+    for head, *cells in zip(heads, *lines, strict=True):
+        justify: Literal["right", "left"] = "right" if "MESH" in head else "left"
+        short = max(map(len, (head, *cells))) <= _SHORT
+        shown.add_column(head, justify=justify, overflow="fold", no_wrap=short)
+    for row in lines:
         shown.add_row(*(Text(cell) for cell in row))  # what others have named must not be read as markup
     return _text(shown)
 

@@ -17,13 +17,22 @@ import pytest
 import trio
 from click.testing import CliRunner
 from llmesh_sdk import MeshClient
+from openapi_spec_validator import validate
 
 from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
 from llmesh.core.receipt import Charge, Receipt, SignedReceipt, Work
 from llmesh.core.voucher import ChannelId
-from llmesh.errors import Conflict, ModelNotFound, NodeUnreachable, NotFound, Unauthorized, ValidationFailed
+from llmesh.errors import (
+    Conflict,
+    InsufficientStake,
+    ModelNotFound,
+    NodeUnreachable,
+    NotFound,
+    Unauthorized,
+    ValidationFailed,
+)
 from llmesh.journal.columns import Side
 from llmesh.journal.open import open_journal
 from llmesh.journal.receipts import ReceiptRow, StoreReceipt
@@ -71,6 +80,12 @@ async def running(config: NodeConfig) -> AsyncIterator[Desk]:
         yield desk
 
 
+@pytest.fixture
+async def owner(config: NodeConfig) -> AsyncIterator[Desk]:
+    async with running(config) as desk:
+        yield desk
+
+
 @pytest.mark.parametrize("open_one", [files, running])
 async def test_keys_and_backups(config: NodeConfig, tmp_path: Path, open_one: Any) -> None:
     async with open_one(config) as desk:
@@ -112,6 +127,31 @@ async def test_only_the_socket_has_the_owners_routes(config: NodeConfig) -> None
             await desk.post("/owner/keys", {"name": "a"})
             assert (await http.get("/api/v1/status")).status_code == 401
         await desk.get("/api/v1/status")
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("unbond", {"amount": -1}), ("unbond", {"amount": "1e-7"}), ("unbond", {}), ("unbond", {"amount": None}),
+    ("fetch", {"model": "!"}), ("fetch", {"model": ""}), ("fetch", {"model": "m", "fee": 1}),
+    ("fetch", {"model": "m", "replicate": True, "fee": -1}), ("fetch", {"model": "m", "folder": "/"}),
+]  # fmt: skip
+
+
+async def test_bad_questions_are_refused(owner: Desk) -> None:
+    for path, body in BAD:
+        with pytest.raises(ValidationFailed):
+            await owner.post(f"/owner/{path}", body)
+
+
+async def test_what_is_not_there_is_refused(owner: Desk) -> None:
+    with pytest.raises(InsufficientStake):
+        await owner.post("/owner/unbond", {"amount": "1"})
+    with pytest.raises(Conflict):
+        await owner.post("/owner/withdraw", {})
+    with pytest.raises(ModelNotFound):
+        await owner.post("/owner/fetch", {"model": "nothing", "replicate": True, "fee": "0.5"})
+    document = await owner.get("/openapi.json")
+    validate(document)
+    assert {"/owner/fetch", "/owner/unbond", "/owner/withdraw"} <= document["paths"].keys()
 
 
 async def test_the_sdk_goes_by_the_socket_too(config: NodeConfig) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from llmesh.node.cli import command, main
+from llmesh.node.tables import table
 from llmesh.node.verbs import VERBS
 from llmesh.node.verbs.view import lasting
 
@@ -24,7 +27,8 @@ ID, ID2 = "ab" * 32, "cd" * 32
 STATUS = {
     "node_id": ME, "version": "9.9", "peers": 1, "models": 2, "stake": 5, "earnings": 0.000001,
     "addresses": ["/ip4/192.0.2.7/tcp/4001"], "reachable": False, "uptime": 3700.5, "sandbox": "confined",
-    "providers": ["cpu"], "transfers": [],
+    "providers": ["cpu"],
+    "transfers": [{"model_id": ID, "done": 10**6, "total": 2_500_000, "rate": 10**5, "sources": ["p"]}],
     "workers": [
         {"model_id": id, "sandbox": "confined", "provider": "cpu", "batch": 1, "resident": 2_000_000,
          "calls": 0}
@@ -119,7 +123,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_status_and_peers_read_well(gateway: Gateway) -> None:
     shown = said(gateway, "status")
     for part in (ME, "1 h 1 min", "/ip4/192.0.2.7/tcp/4001/p2p/", "consumer only", "0.000001 MESH",
-                 "1234567.000001", "a member; 2 others", "two logs"):  # fmt: skip
+                 "1234567.000001", "1.0 of 2.5 MB, 0.1 MB/s from 1", "a member; 2 others",
+                 "two logs"):  # fmt: skip
         assert part in shown
     assert json.loads(said(gateway, "status", "--json")) == STATUS
     heads, row = said(gateway, "peers", "--limit", "7").splitlines()
@@ -257,3 +262,21 @@ def test_completion_is_offered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(SystemExit):
         command([], "llmesh")
     assert "_llmesh_completion" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_folds_ids_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ("a name", "text-classification", ID)
+    [_, line] = table(("name", "task", "model id"), [row]).splitlines()
+    assert line.split("  ") == list(row)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    _, *lines = table(("name", "task", "model id"), [row]).splitlines()
+    assert lines[0].startswith("a name  text-classification  ab")
+    assert "".join("".join(lines).split()).endswith(ID)
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['rich'] = None; from llmesh.node.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'llmesh-network[node]' (not installed: rich)" in done.stderr

@@ -152,15 +152,16 @@ async def _summary(asked: Asked, result: InferenceResult) -> str:
     fee = f"{result.fee} MESH" if result.fee else "free"
     return (
         f"{result.model} by {result.provider}: {fee}{tokens}, {result.latency_ms:.0f} ms\n"
-        f"request {result.request_id}: {await _receipt(asked, result.request_id)}"
+        f"request {result.request_id}: {await _receipt(asked, result)}"
     )
 
 
-async def _receipt(asked: Asked, request: str) -> str:
+async def _receipt(asked: Asked, result: InferenceResult) -> str:
+    request = result.request_id
     async with asked.desk() as desk:
         try:
             told = await desk.get(f"/api/v1/receipts/{request}")
         except NotFound:
-            return "no receipt; a node signs none to itself"
+            return "no receipt, as nothing was charged" if not result.fee else "no receipt"
     genuine = all(row["charge"]["genuine"] for row in told["receipts"])
     return f"receipt {'genuine' if genuine else 'NOT GENUINE'}; `llmesh explain {request}` shows it"

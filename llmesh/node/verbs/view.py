@@ -59,8 +59,14 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "sandbox", told["sandbox"] or "not known yet"
     yield "runs on", ", ".join(told["providers"]) or "not known yet"
     for transfer in told["transfers"]:
-        yield "fetching", f"{transfer['model_id'][:12]}  {transfer['done']} of {transfer['total']} bytes"
+        yield "fetching", _transfer(transfer)
     yield from _money(told)
+
+
+def _transfer(told: dict[str, Any]) -> str:
+    done, total, rate = (told[name] / 1e6 for name in ("done", "total", "rate"))
+    sources = len(told["sources"])
+    return f"{told['model_id'][:12]}: {done:.1f} of {total:.1f} MB, {rate:.1f} MB/s from {sources}"
 
 
 def _money(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
