@@ -19,6 +19,7 @@ from llmesh.core.reference import ModelRef
 from llmesh.errors import ValidationFailed
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference import Router
+from llmesh.gateway.inference_schema import MAX_TIMEOUT
 from llmesh.gateway.kserve.messages import InferAnswer, InferBody, InputTensor, OutputTensor, decode_infer
 from llmesh.gateway.kserve.metadata import ref_of
 from llmesh.gateway.kserve.tensors import TEXTS, Named, datatype_of, named_of, texts_of, to_tensor
@@ -32,6 +33,7 @@ HEADER = "Inference-Header-Content-Length"
 """How many bytes of the body are its JSON, where tensors follow in binary."""
 MAX_ROWS = 1000
 BINARY = "application/octet-stream"
+_LONGEST = round(MAX_TIMEOUT * 1_000_000)
 _OURS = ("timeout", "max_fee", "binary_data_output")
 
 
@@ -53,8 +55,8 @@ async def post_infer(router: Router, request: Request) -> Response:
 def _limits(body: InferBody) -> tuple[float, Amount | None]:
     """The seconds for each inference (Triton's `timeout` in microseconds), and the most that it may cost."""
     timeout, most = body.parameters.get("timeout", 30_000_000), body.parameters.get("max_fee")
-    if isinstance(timeout, bool | str):
-        raise ValidationFailed("The parameter timeout is a number of microseconds.")
+    if isinstance(timeout, bool | str) or not 0 < timeout <= _LONGEST:
+        raise ValidationFailed(f"The parameter timeout is microseconds, above 0 and at most {_LONGEST}.")
     return timeout / 1_000_000, None if most is None else parse_amount(most, "max_fee")
 
 

@@ -126,9 +126,13 @@ class V2Error(Struct):
 
 
 def tell_error(told: Problem) -> Response:
-    """The answer that tells a problem; a request that is not right is a bad request there."""
+    """The answer that tells a problem; a request that is not right is a bad request there.
+
+    The protocol has one text for all, so it begins with the code and the name.
+    """
     status = 400 if told.status == 422 else told.status
-    body = V2Error(f"{told.detail} {told.next_step}".strip())
+    row = "" if told.code is UNSET else f"[{told.code} {told.name}] "
+    body = V2Error(f"{row}{told.detail} {told.next_step}".strip())
     return Response(encode(body), status, content_type="application/json")
 
 
