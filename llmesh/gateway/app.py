@@ -34,6 +34,7 @@ from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
 from llmesh.gateway.live import Connection
 from llmesh.gateway.models import Catalogue, get_models
 from llmesh.gateway.openapi import Route
+from llmesh.gateway.page.routes import page_routes
 from llmesh.gateway.problems import answer_to
 from llmesh.gateway.request import Request, new_request_id
 from llmesh.gateway.schema import (
@@ -138,7 +139,7 @@ def routes(
         *face_routes(router, catalogue, node),
         *more,
     )  # fmt: skip
-    return (*api, *docs_routes(api))
+    return (*api, *docs_routes(api), *page_routes())
 
 
 def _endpoint(view: Callable[[Request], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:

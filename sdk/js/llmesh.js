@@ -166,12 +166,13 @@ export class MeshClient {
     const headers = { 'Content-Type': 'application/json' }
     const late = AbortSignal.timeout((request.timeout ?? 30) * 1000 + MARGIN)
     const options = { headers, body: JSON.stringify(asked(request)), signal: leave.signal, late }
+    let ended = false
     for await (const frame of this.#frames('POST', '/api/v1/inference', options)) {
       if (frame.type === 'error') throw fromProblem(frame)
+      ended = frame.type === 'completed'
       yield frame
-      if (frame.type === 'completed') return
     }
-    throw ownError('NetworkError', CUT)
+    if (!ended) throw ownError('NetworkError', CUT)
   }
 
   async *#events(names, leave, onState) {

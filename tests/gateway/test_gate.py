@@ -200,7 +200,9 @@ async def test_inferences_are_counted_by_address_whoever_asks(make, keys: Keys) 
 def test_every_route_says_whom_it_is_for(router, node) -> None:
     for route in routes(router, None, node):
         health = route.path in ("/healthz", "/readyz") or route.path.startswith("/v2/health/")
-        open_to_all = health or route.path in ("/docs", "/openapi.json")
+        open_to_all = (
+            health or route.path in ("/", "/docs", "/openapi.json") or route.path.startswith("/page/")
+        )
         assert (route.scope is Scope.OPEN) == open_to_all, route.path
         assert route.scope in GRANTS or open_to_all
 

@@ -15,6 +15,7 @@ from quart_trio import QuartTrio
 
 from llmesh.errors import ERRORS
 from llmesh.gateway.event_schema import EVENT_BODIES
+from llmesh.gateway.page.routes import page_routes
 from llmesh.gateway.websocket.frames import CLIENT_FRAMES, NODE_FRAMES
 
 
@@ -42,7 +43,8 @@ async def test_it_has_every_route(told, app: QuartTrio) -> None:
         for method in rule.methods - {"HEAD"}
     }
     told_of = {(path, m.upper()) for path, methods in told["paths"].items() for m in methods}
-    assert served - told_of == {("/openapi.json", "GET"), ("/docs", "GET")}
+    pages = {("/openapi.json", "GET"), ("/docs", "GET")} | {(route.path, "GET") for route in page_routes()}
+    assert served - told_of == pages
     assert told_of <= served
 
 
