@@ -21,10 +21,19 @@ def free_port() -> int:
 
 
 def verb(node: NodeProcess, *arguments: str) -> str:
+    return _asked(node, *arguments).stdout
+
+
+def said_beside(node: NodeProcess, *arguments: str) -> str:
+    """What a verb says on standard error."""
+    return _asked(node, *arguments).stderr
+
+
+def _asked(node: NodeProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llmesh.node", *arguments, "--data-dir", str(node.folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def swarm(node: NodeProcess) -> dict[str, Any]:
@@ -42,7 +51,7 @@ def test_two_commands_make_two_machines_one_swarm(mesh: Mesh) -> None:
     issuer = mesh.start("issuer", "--min-stake", "500", "--listen", place).ready()
     line = verb(issuer, "invite", "--credit", "5000").strip()
     member = mesh.start(
-        "member", "--join", line, "--stake", "1000", "--deploy", f"{SENTIMENT_ANALYZER},name=shared"
+        "member", "--join", line, "--stake", "1000", "--deploy", f"{SENTIMENT_ANALYZER},name=shared,fee=0.1"
     ).ready()
     assert swarm(member)["balance"] == 4000
     assert member.get("/api/v1/status")["stake"] == 1000
@@ -63,4 +72,8 @@ def test_two_commands_make_two_machines_one_swarm(mesh: Mesh) -> None:
     assert swarm(third)["balance"] == 7
     until(lambda: swarm(member)["entries"] == 3, 60, "what the issuer entered since")
     assert head(again) == head(member)
+    until(lambda: third.models("?name=shared"), 60, "the member's offer at the newcomer")
+    assert "receipt genuine" in said_beside(third, "run", "shared", "好", "--max-fee", "0.1")
+    [spent] = json.loads(verb(third, "wallet", "--json"))["spending"]
+    assert (spent["model"], spent["fees"]) == ("shared", 0.1)
     assert {node.stop() for node in (again, member, third)} == {0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,12 +16,18 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from llmesh_sdk import InferenceResult
 
+from llmesh.core.amount import Amount
+from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.node.cli import command, main
 from llmesh.node.tables import table
 from llmesh.node.verbs import VERBS
+from llmesh.node.verbs.asked import Asked
+from llmesh.node.verbs.run import LOOKS
 from llmesh.node.verbs.view import lasting
 
+run_module = importlib.import_module("llmesh.node.verbs.run")  # the package has a verb of that name
 ME = "12D3KooW" + "M" * 44
 OTHER = "12D3KooW" + "B" * 44
 ID, ID2 = "ab" * 32, "cd" * 32
@@ -46,10 +53,11 @@ def offer(id: str, name: str, provider: str = ME, version: str = "1.0.0", fee: f
 
 @dataclass
 class Gateway:
-    """Answers by method and path (without query); whatever else is refused."""
+    """Answers by method and path (without query), those of `later` first; whatever else is refused."""
 
     url: str = ""
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    later: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)
     headers: list[Any] = field(default_factory=list)
 
@@ -64,7 +72,10 @@ def gateway() -> Iterator[Gateway]:
             fake.asked.append((self.command, self.path, body))
             fake.headers.append(self.headers)
             missing = (404, {"code": 1001, "detail": f"No {self.path}."})
-            status, told = fake.answers.get(f"{self.command} {self.path.partition('?')[0]}", missing)
+            name = f"{self.command} {self.path.partition('?')[0]}"
+            status, told = (
+                fake.later[name].pop(0) if fake.later.get(name) else fake.answers.get(name, missing)
+            )
             text = told if isinstance(told, bytes) else json.dumps(told).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
@@ -176,6 +187,34 @@ def test_a_model_is_sent_to_a_node_elsewhere(gateway: Gateway, tmp_path: Path) -
     assert b'"name": "my-model", "fee": "0.25"' in body
     assert b"\r\nonnx\r\n" in body
     assert gateway.headers[0]["Authorization"] == "Bearer llmesh_k"
+
+
+MISSING = (404, {"code": 4005, "detail": "None."})
+
+
+def receipt(*, genuine: bool) -> tuple[int, Any]:
+    return 200, {"receipts": [{"charge": {"genuine": genuine}}]}
+
+
+@pytest.mark.parametrize(
+    ("fee", "answers", "line"),
+    [
+        ("0.5", [MISSING, MISSING, receipt(genuine=True)], "receipt genuine; `llmesh"),
+        ("0.5", [receipt(genuine=False)], "receipt NOT GENUINE"),
+        ("0.5", [MISSING] * LOOKS, "no receipt"),
+        ("0", [MISSING], "no receipt, as nothing was charged"),
+    ],
+)  # fmt: skip
+async def test_a_receipt_is_waited_for(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, fee: str, answers: list[tuple[int, Any]], line: str
+) -> None:
+    monkeypatch.setattr(run_module, "PAUSE", 0.001)
+    gateway.later["GET /api/v1/receipts/r"] = answers
+    result = InferenceResult({}, "m", ModelId(ID), Amount.parse(fee), PeerId(OTHER), 12.4, RequestId("r"))
+    told = await run_module._summary(Asked(url=gateway.url), result)
+    price = "free" if fee == "0" else "0.5 MESH"
+    assert told.startswith(f"m by {OTHER}: {price}, 12 ms\nrequest r: {line}")
+    assert not gateway.later["GET /api/v1/receipts/r"]
 
 
 def test_the_environment_names_the_gateway_and_the_key(
