@@ -37,14 +37,16 @@ export class Activity {
     const oldest = Date.now() - 1000 * SPAN
     this.#answers = this.#answers.filter(([when]) => when > oldest)
     this.#queue = this.#queue.filter(([when]) => when > oldest)
-    const rates = this.#rates()
+    const span = Math.min(SPAN, 60 * Math.ceil((Date.now() - this.#opened) / 60_000))
+    const begin = say('minutesAgo', { minutes: span / 60 })
+    const rates = this.#rates(span)
     const latencies = this.#answers.map(([when, value]) => [ago(when), value])
     const queue = this.#queue.map(([when, value]) => [ago(when), value])
     const last = (points, unit = '') => (points.length ? `${Math.round(points.at(-1)[1])}${unit}` : '—')
     byId('charts').replaceChildren(
-      lineChart(say('requests'), last(rates), rates, SPAN, say('minutesAgo')),
-      lineChart(say('latencyMs'), last(latencies), latencies, SPAN, say('minutesAgo')),
-      lineChart(say('queue'), last(queue), queue, SPAN, say('minutesAgo')))
+      lineChart(say('requests'), last(rates), rates, span, begin),
+      lineChart(say('latencyMs'), last(latencies), latencies, span, begin),
+      lineChart(say('queue'), last(queue), queue, span, begin))
   }
 
   /** The whole log again, as in another language. */
@@ -81,10 +83,10 @@ export class Activity {
   }
 
   /** Requests in the minute before each step since the page was opened. */
-  #rates() {
-    const since = Math.min(SPAN, (Date.now() - this.#opened) / 1000)
+  #rates(span) {
+    const since = Math.min(span, (Date.now() - this.#opened) / 1000)
     const ages = this.#answers.map(([when]) => ago(when))
-    const steps = Array.from({ length: Math.ceil(since / STEP) + 1 }, (_, index) => Math.min(SPAN, index * STEP))
+    const steps = Array.from({ length: Math.ceil(since / STEP) + 1 }, (_, index) => Math.min(span, index * STEP))
     return steps.map((then) => [then, ages.filter((age) => age >= then && age < then + 60).length]).reverse()
   }
 }

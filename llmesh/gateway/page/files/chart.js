@@ -14,7 +14,7 @@ export function lineChart(title, now, points, span, ago) {
   const path = points.map(([seconds, value]) => `${x(seconds).toFixed(1)},${y(value).toFixed(1)}`)
   const drawing = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': `${title}: ${now}` },
     svg('line', { class: 'axis', x1: 0, x2: WIDTH, y1: FLOOR, y2: FLOOR }),
-    svg('text', { x: 0, y: HEIGHT - 2 }, ago),
+    svg('text', { x: 0, y: HEIGHT - 4 }, ago),
     svg('text', { x: WIDTH, y: 10, 'text-anchor': 'end' }, short(most)))
   if (path.length) {
     const [first, last] = [points[0], points.at(-1)]

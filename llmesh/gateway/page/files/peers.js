@@ -6,6 +6,7 @@ import { say } from './words.js'
 const MOST = 48
 const RINGS = { connected: 0.62, known: 1, down: 1 }
 const FEW = 6
+const LABEL = 42 // pixels of width that a label takes
 let [WIDTH, HEIGHT] = [640, 330]
 const calm = matchMedia('(prefers-reduced-motion: reduce)')
 let places = new Map()
@@ -21,7 +22,7 @@ export function showPeers(mesh) {
   const focused = document.activeElement?.closest?.('.node')?.dataset.peer
   const drawing = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'group', 'aria-label': say('graphOf') },
     ...drawn.map((peer) => edge(places.get(peer.peer_id), peer.state)),
-    ...drawn.map((peer) => dot(peer, places.get(peer.peer_id))),
+    ...drawn.map((peer) => dot(peer, places.get(peer.peer_id), drawn.length * LABEL < WIDTH || peer.state === 'connected')),
     self(mesh.status.node_id))
   byId('graph').replaceChildren(drawing)
   const kept = focused && [...drawing.querySelectorAll('.node')].find((node) => node.dataset.peer === focused)
@@ -48,13 +49,13 @@ function place({ state }, index, count) {
 
 const edge = ([x, y], state) => svg('line', { class: `edge ${state}`, x1: WIDTH / 2, y1: HEIGHT / 2, x2: x, y2: y })
 
-function dot(peer, [x, y]) {
+function dot(peer, [x, y], labelled) {
   const words = describe(peer)
   const tell = () => byId('peer-facts').replaceChildren(el('code', {}, peer.peer_id), ` — ${words}`)
   const size = Math.min(20, 9 + 2 * peer.models)
   return svg('g', { class: `node ${peer.state}`, tabindex: 0, role: 'img', 'aria-label': `${peer.peer_id}: ${words}`, 'data-peer': peer.peer_id, onfocus: tell, onmouseenter: tell, onclick: tell },
     svg('circle', { cx: x, cy: y, r: size }),
-    svg('text', { x, y: y < HEIGHT / 2 ? y - size - 5 : y + size + 13, 'text-anchor': 'middle' }, peer.peer_id.slice(-6)))
+    labelled && svg('text', { x, y: y < HEIGHT / 2 ? y - size - 5 : y + size + 13, 'text-anchor': 'middle' }, peer.peer_id.slice(-6)))
 }
 
 function self(id) {
