@@ -52,6 +52,7 @@ class Transfer:
         held = set(have)
         self.total = manifest.size
         self._missing = {block: self.size(block) for block in manifest.blocks() if block not in held}
+        self._remaining = sum(self._missing.values())
         self._sources: dict[PeerId, _Source] = {}
         # Blocks nobody has been asked for; a dict keeps the order of the files.
         self._unasked = dict.fromkeys(self._missing)
@@ -64,7 +65,7 @@ class Transfer:
     @property
     def remaining(self) -> int:
         """Bytes not yet verified."""
-        return sum(self._missing.values())
+        return self._remaining
 
     @property
     def sources(self) -> frozenset[PeerId]:
@@ -117,7 +118,9 @@ class Transfer:
         measured = self.size(block) / max(now - max(asked, state.last), 1e-6)
         state.last = now
         state.rate = measured if not state.rate else 0.7 * state.rate + 0.3 * measured
-        return self._missing.pop(block, None) is not None
+        size = self._missing.pop(block, 0)
+        self._remaining -= size
+        return size > 0
 
     def _asked(self, block: Block) -> bool:
         return any(block in state.owed for state in self._sources.values())
