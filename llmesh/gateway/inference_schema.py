@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta, Struct
 
+from llmesh.core.address import address_text
 from llmesh.core.encoding import Tensor, Value
 from llmesh.core.ids import RequestId, peer_id
 from llmesh.core.inference import InferenceRequest, Result, Skipped
 from llmesh.core.ranking import Candidate, Plan
+from llmesh.core.receipt import SignedReceipt, receipt_digest
 from llmesh.core.reference import ModelRef
+from llmesh.core.typed import Chain
 from llmesh.core.wishes import Sort, Wishes
 from llmesh.gateway.schema import MaxFee, Mesh, mesh, parse_amount
 
@@ -22,6 +25,7 @@ __all__ = [
     "PlanBody",
     "ProvidersBody",
     "ResultBody",
+    "SignedBody",
     "SkippedBody",
     "UsageBody",
     "decode_inference",
@@ -112,6 +116,29 @@ class SkippedBody(Struct):
         return [cls(each.peer_id, each.code, each.reason) for each in skipped]
 
 
+class SignedBody(Struct):
+    """What the provider has signed for the answer, to be checked offline by anyone."""
+
+    id: Annotated[str, Meta(description="The digest that is signed, in hex.")]
+    provider: Annotated[str, Meta(description="Address of the provider's account.")]
+    price: Annotated[Mesh, Meta(description="What the answer cost.")]
+    chain: Annotated[int, Meta(description="Chain id of the ledger that it counts on.")]
+    contract: Annotated[str, Meta(description="The ledger's contract, or its issuer where it has none.")]
+    signed: Annotated[str, Meta(description="The receipt as signed, packed, in hex.")]
+
+    @classmethod
+    def of(cls, signed: SignedReceipt, chain: Chain) -> Self:
+        receipt = signed.receipt
+        return cls(
+            receipt_digest(receipt, chain).hex(),
+            address_text(receipt.provider),
+            mesh(receipt.charge.price),
+            chain.id,
+            address_text(chain.contract),
+            signed.packed.hex(),
+        )
+
+
 class ResultBody(Struct):
     """Who served which model, what it said, what it cost, who was passed over and why."""
 
@@ -127,10 +154,13 @@ class ResultBody(Struct):
     usage: UsageBody
     attempts: int
     skipped: list[SkippedBody]
+    receipt: SignedBody | None = None
 
     @classmethod
     def of(cls, result: Result) -> Self:
-        usage = result.usage
+        usage, signed = result.usage, None
+        if result.receipt is not None and result.chain is not None:
+            signed = SignedBody.of(result.receipt, result.chain)
         return cls(
             request_id=result.request_id,
             model=result.model,
@@ -142,6 +172,7 @@ class ResultBody(Struct):
             usage=UsageBody(usage.input_tokens, usage.output_tokens, round(usage.compute_ms, 3)),
             attempts=result.attempts,
             skipped=SkippedBody.of(result.skipped),
+            receipt=signed,
         )
 
 

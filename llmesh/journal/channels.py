@@ -38,8 +38,10 @@ __all__ = [
     "Reservation",
     "Reserve",
     "all_channels",
+    "earned",
     "find_channel",
     "reservations",
+    "unclaimed_channels",
 ]
 
 _SELECT = (
@@ -230,6 +232,18 @@ def find_channel(db: apsw.Connection, side: Side, channel: ChannelId) -> Channel
 def all_channels(db: apsw.Connection, side: Side) -> list[ChannelRow]:
     """All channels of which this node is that end, in the order of their ids."""
     return [_channel(row) for row in db.execute(f"{_SELECT}WHERE side = ? ORDER BY id", (side,))]
+
+
+def unclaimed_channels(db: apsw.Connection) -> list[ChannelRow]:
+    """Channels that were charged more than is known to be claimed, in the order of their ids."""
+    query = f"{_SELECT}WHERE side = 'provider' AND charged > claimed ORDER BY id"
+    return [_channel(row) for row in db.execute(query)]
+
+
+def earned(db: apsw.Connection) -> Amount:
+    """All that this node has ever charged, claimed or not."""
+    sums = db.execute("SELECT charged FROM channel WHERE side = 'provider'")
+    return Amount(sum(int.from_bytes(charged, "big") for (charged,) in sums))
 
 
 def reservations(db: apsw.Connection) -> list[Reservation]:

@@ -1,25 +1,25 @@
-"""Settlement: turns what peers' vouchers owe this node into money on the ledger, by itself.
+"""Settlement: what this node has charged is claimed on the ledger and paid out, by itself.
 
-A channel is claimed when enough is owed, or for long enough, and at once when its payer takes the
-deposit out; claims go out together, as many as one operation holds, and what they cost decides what is
-too little to claim.  Nothing is claimed while an earlier operation still waits for the ledger, so none
-goes out twice in two sizes.
+Claims go out many channels at a time, once enough has come together or waited long enough, and at once
+where a payer takes its deposit back.  All of it is in the Journal, so a restart loses none; the Teller
+sees to it that a claim whose fate is unknown is not made a second time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from llmesh.core import operations as ops
+from llmesh.core import operations
 from llmesh.core.amount import Amount
-from llmesh.core.channel import NOTHING, Deposit
-from llmesh.core.voucher import ChannelId
-from llmesh.errors import MeshError
-from llmesh.journal.channels import ChannelRow, RecordDeposit, all_channels
+from llmesh.core.channel import Deposit
+from llmesh.core.voucher import ChannelId, channel_id
+from llmesh.errors import TransactionFailed
+from llmesh.journal.channels import ChannelRow, RecordDeposit, unclaimed_channels
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.ledger.ledger import REFUSALS, Ledger
@@ -27,127 +27,119 @@ from llmesh.mesh.teller import Teller
 
 __all__ = ["Settlement", "SettlementSettings"]
 
-BUSY = 2.0
-"""Seconds between two looks while an operation waits for the ledger."""
-_ENOUGH = Amount.parse(10)
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0
+PAUSE = 1.0
+"""Seconds between two looks: at most, and at least however fast the ledger grows."""
 
 
 @dataclass(frozen=True, slots=True)
 class SettlementSettings:
-    """Claim where all channels owe `value` together, or one has owed for `age` seconds.
+    """A channel is claimed once `share` of its deposit, or anything for `age` seconds, is unclaimed.
 
-    `cost` is what claiming one channel costs: less than that is not worth it.  Looks every `period`
-    seconds, and whenever the ledger grows.
+    `clock` gives seconds since 1970.
     """
 
-    value: Amount = _ENOUGH
-    age: float = 3_600.0
-    cost: Amount = NOTHING
-    period: float = 60.0
+    share: float = 0.05
+    age: float = 86_400.0
+    clock: Callable[[], float] = time.time
+
+
+_DEFAULT = SettlementSettings()
 
 
 @dataclass(frozen=True, slots=True)
-class _Debt:
-    """What one channel owes, by a voucher of its payer."""
+class _Due:
+    """A channel with what may be claimed of it now, in all."""
 
-    item: ops.ClaimItem
-    owed: Amount
-    leaving: bool
+    row: ChannelRow
+    deposit: Deposit
+    total: Amount
 
 
 class Settlement:
-    """Claims for this node; `noted` hears what the ledger says of each channel."""
+    """Claims what is due; `run` is a task to run beside."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        journal: Journal,
-        teller: Teller,
-        noted: Callable[[ChannelId, Deposit], None],
-        settings: SettlementSettings = SettlementSettings(),
+        self, journal: Journal, ledger: Ledger, teller: Teller, settings: SettlementSettings = _DEFAULT
     ) -> None:
-        self._ledger = ledger
         self._journal = journal
+        self._ledger = ledger
         self._teller = teller
-        self._noted = noted
         self._settings = settings
         self._since: dict[ChannelId, float] = {}
 
     async def run(self) -> None:
-        """Look, claim what is due, wait; until cancelled."""
+        """Settle whenever something is due, until cancelled."""
+        height = -1
         while True:
-            height, pause = self._ledger.height, self._settings.period
+            with trio.move_on_after(PERIOD):
+                height = await self._ledger.after(height)
             try:
-                if await self._teller.is_busy():
-                    pause = min(pause, BUSY)
-                else:
-                    await self._claim(await self._due())
-            except MeshError as error:
-                _log.warning("Claims wait for the next look: %s", error.message)
-            with trio.move_on_after(pause):
-                await self._ledger.after(height)
+                await self.settle()
+            except TransactionFailed as error:
+                log.warning("what was earned is not claimed yet: %s", error.message)
+            await trio.sleep(PAUSE)
 
     async def settle(self) -> None:
-        """Claim all that is owed, now, however little.
+        """Claim what is due, and have it paid out.
 
-        Raises TransactionFailed where the ledger cannot be reached; what went out is carried through.
+        Raises TransactionFailed where the ledger is out of reach; what was begun goes on by itself.
         """
-        await self._claim(await self._debts())
+        due = [one for one in await self._unclaimed() if self._is_due(one)]
+        for start in range(0, len(due), operations.MAX_CLAIMS):
+            await self._claim(due[start : start + operations.MAX_CLAIMS])
+        own = self._teller.signer.address
+        account = await self._ledger.account(own)
+        if account.claimed > account.settled:
+            await self._perform(operations.Settle(own))
 
-    async def _claim(self, debts: list[_Debt]) -> None:
-        """Claim these, and have all that was claimed paid into the account's balance."""
-        for start in range(0, len(debts), ops.MAX_CLAIMS):
-            items = tuple(debt.item for debt in debts[start : start + ops.MAX_CLAIMS])
-            await self._perform(ops.Claim(items))
-        own = await self._ledger.account(self._teller.signer.address)
-        if own.claimed > own.settled:
-            await self._perform(ops.Settle(self._teller.signer.address))
-
-    async def _perform(self, operation: ops.Operation) -> None:
-        try:
-            await self._teller.perform(operation)
-        except REFUSALS as error:  # an earlier claim was more than it seemed; the next look sees it
-            _log.warning("The ledger refused a claim: %s", error.message)
-
-    async def _due(self) -> list[_Debt]:
-        """What is to be claimed now."""
-        debts = await self._debts()
-        now = trio.current_time()
-        owing = {debt.item.voucher.voucher.channel for debt in debts}
-        self._since = {channel: self._since.get(channel, now) for channel in owing}
-        worth = [debt for debt in debts if debt.owed > self._settings.cost or debt.leaving]
-        total = sum((debt.owed for debt in worth), NOTHING)
-        oldest = min((self._since[debt.item.voucher.voucher.channel] for debt in worth), default=now)
-        if total >= self._settings.value or now - oldest >= self._settings.age:
-            return worth
-        return [debt for debt in worth if debt.leaving]
-
-    async def _debts(self) -> list[_Debt]:
-        found = []
-        for row in await self._journal.read(all_channels, Side.PROVIDER):
-            deposit = await self._deposit(row)
-            debt = None if deposit is None else _debt(row, deposit)
-            if debt is not None:
-                found.append(debt)
+    async def _unclaimed(self) -> Sequence[_Due]:
+        chain, found = self._ledger.chain, []
+        for row in await self._journal.read(unclaimed_channels):
+            if channel_id(row.config, chain) == row.id and (cell := await self._ledger.channel(row.id)):
+                best = row.best.ceiling if row.best else Amount(0)
+                total = min(row.charged, best, cell.deposit.balance)
+                if total > cell.deposit.claimed:
+                    found.append(_Due(row, cell.deposit, total))
+                else:
+                    await self._note(row, cell.deposit)
         return found
 
-    async def _deposit(self, row: ChannelRow) -> Deposit | None:
-        """What the ledger says of a channel, noted where it is news; None for what it does not have."""
-        cell = await self._ledger.channel(row.id)
-        if cell is None:
-            return None
-        if cell.deposit != row.deposit:
-            await self._journal.commit(RecordDeposit(Side.PROVIDER, row.id, cell.deposit))
-            self._noted(row.id, cell.deposit)
-        return cell.deposit
+    def _is_due(self, one: _Due) -> bool:
+        now, deposit = self._settings.clock(), one.deposit
+        last = one.row.last.receipt.issued_at if one.row.last else now
+        since = self._since.setdefault(one.row.id, min(now, last))
+        unclaimed = one.total.micro - deposit.claimed.micro
+        enough = unclaimed >= self._settings.share * deposit.balance.micro
+        return enough or bool(deposit.withdrawing) or now - since >= self._settings.age
+
+    async def _claim(self, due: Sequence[_Due]) -> None:
+        """All at once; one after the other if the ledger refuses that."""
+        if not await self._perform(operations.Claim(tuple(_items(due)))) and len(due) > 1:
+            for one in due:
+                await self._perform(operations.Claim(tuple(_items([one]))))
+        for one in due:
+            self._since.pop(one.row.id, None)
+            cell = await self._ledger.channel(one.row.id)
+            if cell is not None:
+                await self._note(one.row, cell.deposit)
+
+    async def _note(self, row: ChannelRow, deposit: Deposit) -> None:
+        if deposit != row.deposit:
+            await self._journal.commit(RecordDeposit(Side.PROVIDER, row.id, deposit))
+
+    async def _perform(self, operation: operations.Operation) -> bool:
+        try:
+            await self._teller.perform(operation)
+        except REFUSALS as error:
+            log.error("the ledger refused a %s: %s", type(operation).__name__.lower(), error.message)
+            return False
+        return True
 
 
-def _debt(row: ChannelRow, deposit: Deposit) -> _Debt | None:
-    """What is charged, durably, above what is claimed; never more than voucher and deposit cover."""
-    if row.best is None:
-        return None
-    total = min(row.charged, row.best.ceiling, deposit.balance)
-    if total <= deposit.claimed:
-        return None
-    return _Debt(ops.ClaimItem(row.best, total), total - deposit.claimed, bool(deposit.withdrawing))
+def _items(due: Sequence[_Due]) -> Iterator[operations.ClaimItem]:
+    for one in due:
+        if one.row.best is not None:
+            yield operations.ClaimItem(one.row.best, one.total)

@@ -47,6 +47,7 @@ from llmesh.mesh.reachability import DialBacks, Reachability
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.router import Router
 from llmesh.mesh.seeder import open_seeder
+from llmesh.mesh.settlement import Settlement
 from llmesh.mesh.tabs import PaymentSettings, Tabs
 from llmesh.mesh.teller import Teller
 from llmesh.mesh.till import Till
@@ -248,6 +249,7 @@ async def _open_rooms(config: NodeConfig, home: Home, drain: Drain) -> AsyncIter
                 nursery.start_soon(swarm.teller.run)
                 nursery.start_soon(till.run)
                 nursery.start_soon(payments.run)
+                nursery.start_soon(Settlement(journal, ledger, swarm.teller).run)
                 await nursery.start(take_part, swarm, config.join, config.stake)
                 await nursery.start(announce_stake, swarm, rooms.announcer)
                 nursery.start_soon(rooms.announcer.run)

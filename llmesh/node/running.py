@@ -29,6 +29,7 @@ from llmesh.gateway.peers import PeerView
 from llmesh.gateway.status import NodeStatus, WorkerView
 from llmesh.gateway.wallet import Wallet
 from llmesh.gateway.webhooks.courier import Courier
+from llmesh.journal.channels import earned
 from llmesh.journal.open import Journal
 from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.announcer import Announcer
@@ -286,7 +287,7 @@ class Node:
             peers=len(rooms.discovery.sessions.live()),
             models=len(self.offers),
             stake=account.stake,
-            earnings=account.claimed,
+            earnings=await rooms.journal.read(earned),
             addresses=rooms.host.addresses,
             reachable=None if reached is None else bool(reached),
             uptime=trio.current_time() - self._since,

@@ -4,6 +4,7 @@ It needs none of the node's libraries; the HTTP client is loaded with the first 
 """
 
 from llmesh_sdk.client import MeshClient
+from llmesh_sdk.receipts import AnswerReceipt
 from llmesh_sdk.results import (
     InferencePlan,
     InferenceResult,
@@ -15,6 +16,7 @@ from llmesh_sdk.results import (
 )
 
 __all__ = [
+    "AnswerReceipt",
     "InferencePlan",
     "InferenceResult",
     "MeshClient",

@@ -12,6 +12,7 @@ from typing import Any, Self
 from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Skipped, Usage
+from llmesh_sdk.receipts import AnswerReceipt
 
 __all__ = ["InferencePlan", "InferenceResult", "MeshEvent", "ModelOffer", "NodeStatus", "StreamChunk"]
 
@@ -53,7 +54,8 @@ class ModelOffer:
 class InferenceResult:
     """What a model answered, who ran it, what it cost, and who was passed over and why.
 
-    `output` holds values by name; tensors are nested lists, NaN and infinity are None.
+    `output` holds values by name; tensors are nested lists, NaN and infinity are None.  `receipt` is what
+    the provider has signed for it.
     """
 
     output: dict[str, Any]
@@ -66,10 +68,12 @@ class InferenceResult:
     usage: Usage = field(default=Usage(), repr=False)
     attempts: int = field(default=1, repr=False)
     skipped: tuple[Skipped, ...] = field(default=(), repr=False)
+    receipt: AnswerReceipt | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
-        usage = fields.get("usage", {})
+        usage, receipt = fields.get("usage", {}), fields.get("receipt")
+        request = RequestId(fields["request_id"])
         return cls(
             output=dict(fields["output"]),
             model=fields["model"],
@@ -77,12 +81,13 @@ class InferenceResult:
             fee=Amount.parse(fields["fee"]),
             provider=PeerId(fields["provider"]),
             latency_ms=float(fields["latency_ms"]),
-            request_id=RequestId(fields["request_id"]),
+            request_id=request,
             usage=Usage(
                 usage.get("input_tokens", 0), usage.get("output_tokens", 0), usage.get("compute_ms", 0.0)
             ),
             attempts=fields.get("attempts", 1),
             skipped=_skipped(fields),
+            receipt=AnswerReceipt.read(receipt, request) if receipt else None,
         )
 
 

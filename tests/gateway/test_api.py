@@ -58,6 +58,7 @@ async def test_inference_answers_what_the_contract_says(client, router) -> None:
         "skipped": [
             {"peer": "12D3KooW" + "C" * 44, "code": 2002, "reason": "It did not accept the request."}
         ],
+        "receipt": None,  # the fake signs nothing
     }
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from llmesh.core import operations as ops
 from llmesh.core.amount import Amount
-from llmesh.core.channel import Sync, SyncRequest
+from llmesh.core.channel import SyncRequest
 from llmesh.core.exchange import Completed, Event
 from llmesh.core.ids import AttemptId, ModelId, RequestId
-from llmesh.core.inference import Attempt, Chunk, Consumer
-from llmesh.core.model import Card
-from llmesh.core.operations import sign_operation
+from llmesh.core.inference import Chunk
 from llmesh.core.payment import Confirm, Payment, Reconcile
 from llmesh.core.receipt import check_receipt
-from llmesh.core.terms import terms_digest
 from llmesh.core.typed import Chain
-from llmesh.core.voucher import ChannelConfig, SignedVoucher, Voucher, channel_id, sign_voucher
+from llmesh.core.voucher import SignedVoucher, Voucher, channel_id, sign_voucher
 from llmesh.errors import (
     Conflict,
     InsufficientBalance,
@@ -35,89 +30,20 @@ from llmesh.errors import (
 from llmesh.journal.channels import find_channel
 from llmesh.journal.columns import Side
 from llmesh.journal.receipts import find_receipt
-from llmesh.ledger.memory import MemoryLedger
-from llmesh.mesh.provider import Provider
-from llmesh.mesh.till import Till
-from llmesh.runtime.bundle import Bundle
-from llmesh.runtime.echo import EchoRuntime
-from tests.mesh.journals import QuickJournal
-from tests.mesh.people import BANK, CHAIN, GENESIS, START, credentials, peer, signer
-
-FEE = Amount(100)
-MODEL = ModelId("a" * 64)
-ANN, BOB = Consumer(peer("ann"), 1), Consumer(peer("bob"), 2)
-OTHER = Chain(7, CHAIN.contract)
-ORDER = int("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141", 16)
-
-
-class Shop:
-    """A provider, and ann who has a channel with it."""
-
-    def __init__(self) -> None:
-        self.runtime = EchoRuntime(words=1)
-        self.ledger = MemoryLedger(GENESIS, BANK.sign, trio.current_time)
-        self.journal = QuickJournal(peer("shop"))
-        self.own = credentials("shop")
-        self.config = self.channel("ann")
-        self.id = channel_id(self.config, CHAIN)
-        self.restart()
-
-    def channel(self, name: str, salt: int = 0) -> ChannelConfig:
-        payer, payee = signer(name).address, self.own.signer.address
-        return ChannelConfig(payer, payer, payee, payee, CHAIN.contract, 900, bytes((salt,)) * 32)
-
-    def restart(self) -> None:
-        """As after a kill: memory is gone, the journal is not."""
-        self.till = Till(self.own, self.journal, self.ledger, lambda: START)
-        self.provider = Provider(peer("shop"), self.runtime, self.till)
-
-    async def deploy(self) -> None:
-        bundle = Bundle(Path("/nowhere"), (), MODEL, "model.onnx")
-        await self.provider.deploy(bundle, Card("senti"), FEE)
-
-    async def open(self, deposit: int = 1_000) -> None:
-        await self.deploy()
-        operation = ops.Deposit(self.config, Amount(deposit))
-        signed = sign_operation(signer("ann").address, 1, operation, CHAIN, signer("ann").sign)
-        await self.ledger.submit(signed)
-        await self.reconcile()
-
-    async def reconcile(self, *lost: AttemptId, consumer: Consumer = ANN) -> Sync:
-        binding = credentials("ann").binding(START)
-        asked = Reconcile(self.config, binding, SyncRequest(None, None, lost), Amount(0))
-        answer = await self.provider.answer(asked, consumer)
-        assert isinstance(answer, Sync)
-        return answer
-
-    @property
-    def offer(self) -> bytes:
-        return terms_digest(self.own.terms(self.provider.offers[0], START).terms, CHAIN)
-
-    def voucher(self, ceiling: int, by: str = "ann", chain: Chain = CHAIN) -> SignedVoucher:
-        return sign_voucher(Voucher(self.id, Amount(ceiling)), chain, signer(by).sign)
-
-    def attempt(self, number: int, voucher: SignedVoucher | None, **values: object) -> Attempt:
-        payment = Payment(self.id, self.offer, voucher)
-        asked = {"text": "one two three", **values}
-        return Attempt(RequestId("1" * 32), number, MODEL, asked, FEE, 5.0, payment)  # type: ignore[arg-type]
-
-    async def serve(self, attempt: Attempt, consumer: Consumer = ANN) -> list[Event]:
-        async with self.provider.serve(attempt, consumer) as events:
-            return [event async for event in events]
-
-    async def charged(self) -> int:
-        row = await self.journal.read(find_channel, Side.PROVIDER, self.id)
-        return row.charged.micro if row else 0
+from tests.mesh.people import CHAIN, START, credentials, signer
+from tests.mesh.shop import ANN, BOB, FEE, MODEL, ORDER, OTHER, Shop
 
 
 @pytest.fixture
-async def shop(autojump_clock: MockClock) -> Shop:
+async def shop() -> Shop:
     made = Shop()
     await made.open()
     return made
 
 
-async def test_a_charge_is_durable_with_voucher_and_receipt_before_the_end_is_told(shop: Shop) -> None:
+async def test_a_charge_is_durable_with_voucher_and_receipt_before_the_end_is_told(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     attempt, voucher = shop.attempt(1, shop.voucher(100)), shop.voucher(100)
     async with shop.provider.serve(attempt, ANN) as events:
         for _ in range(4):
@@ -131,7 +57,9 @@ async def test_a_charge_is_durable_with_voucher_and_receipt_before_the_end_is_to
     assert (completed.fee, completed.receipt.receipt.offer) == (FEE, shop.offer)
 
 
-async def test_a_voucher_that_covers_more_is_good_without_being_sent_again(shop: Shop) -> None:
+async def test_a_voucher_that_covers_more_is_good_without_being_sent_again(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     await shop.serve(shop.attempt(1, shop.voucher(200)))
     await shop.serve(shop.attempt(2, None))
     with pytest.raises(InsufficientBalance):
@@ -139,7 +67,9 @@ async def test_a_voucher_that_covers_more_is_good_without_being_sent_again(shop:
     assert await shop.charged() == 200
 
 
-async def test_a_retry_gets_the_stored_receipt_and_output_also_after_a_restart(shop: Shop) -> None:
+async def test_a_retry_gets_the_stored_receipt_and_output_also_after_a_restart(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     first = await shop.serve(shop.attempt(1, shop.voucher(100)))
     for _ in range(2):
         _, chunk, completed = await shop.serve(shop.attempt(1, None))
@@ -152,7 +82,7 @@ async def test_a_retry_gets_the_stored_receipt_and_output_also_after_a_restart(s
     assert (await shop.charged(), shop.runtime.started) == (100, 1)
 
 
-async def test_two_of_the_same_attempt_at_once_are_one(shop: Shop) -> None:
+async def test_two_of_the_same_attempt_at_once_are_one(shop: Shop, autojump_clock: MockClock) -> None:
     attempt = shop.attempt(1, shop.voucher(500))
     async with shop.provider.serve(attempt, ANN) as events:
         await anext(events)
@@ -190,7 +120,7 @@ def high(voucher: SignedVoucher) -> SignedVoucher:
     ids=["none", "low", "key", "chain", "forged", "truncated", "raised", "high s", "channel"],
 )  # fmt: skip
 async def test_what_does_not_pay_is_refused_before_any_work(
-    shop: Shop, voucher: object, error: type[MeshError]
+    shop: Shop, autojump_clock: MockClock, voucher: object, error: type[MeshError]
 ) -> None:
     with pytest.raises(error):
         await shop.serve(shop.attempt(1, voucher(shop)))  # type: ignore[operator]
@@ -198,7 +128,7 @@ async def test_what_does_not_pay_is_refused_before_any_work(
     await shop.serve(shop.attempt(2, shop.voucher(100)))
 
 
-async def test_a_replayed_voucher_pays_nothing_twice(shop: Shop) -> None:
+async def test_a_replayed_voucher_pays_nothing_twice(shop: Shop, autojump_clock: MockClock) -> None:
     old = shop.voucher(100)
     await shop.serve(shop.attempt(1, old))
     with pytest.raises(InsufficientBalance):
@@ -208,14 +138,16 @@ async def test_a_replayed_voucher_pays_nothing_twice(shop: Shop) -> None:
     assert await shop.charged() == 100
 
 
-async def test_more_than_the_deposit_is_not_covered_by_any_voucher(shop: Shop) -> None:
+async def test_more_than_the_deposit_is_not_covered_by_any_voucher(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     for number in range(1, 11):
         await shop.serve(shop.attempt(number, shop.voucher(10_000)))
     with pytest.raises(InsufficientBalance, match="deposit"):
         await shop.serve(shop.attempt(11, None))
 
 
-async def test_who_pays_nothing_or_on_other_terms_is_told_so(shop: Shop) -> None:
+async def test_who_pays_nothing_or_on_other_terms_is_told_so(shop: Shop, autojump_clock: MockClock) -> None:
     with pytest.raises(InsufficientBalance, match="members"):
         await shop.serve(replace(shop.attempt(1, None), payment=None))
     payment = Payment(shop.id, bytes(32), shop.voucher(100))
@@ -223,7 +155,7 @@ async def test_who_pays_nothing_or_on_other_terms_is_told_so(shop: Shop) -> None
         await shop.serve(replace(shop.attempt(1, None), payment=payment))
 
 
-async def test_a_full_disk_means_no_answer_and_no_charge(shop: Shop) -> None:
+async def test_a_full_disk_means_no_answer_and_no_charge(shop: Shop, autojump_clock: MockClock) -> None:
     shop.journal.full = True
     with pytest.raises(TransactionFailed) as caught:
         await shop.serve(shop.attempt(1, shop.voucher(500)))
@@ -236,7 +168,7 @@ async def test_a_full_disk_means_no_answer_and_no_charge(shop: Shop) -> None:
     assert await shop.charged() == 100
 
 
-async def test_many_that_fail_together_are_put_right_once(shop: Shop) -> None:
+async def test_many_that_fail_together_are_put_right_once(shop: Shop, autojump_clock: MockClock) -> None:
     shop.journal.delay, outcomes = 0.1, []
 
     async def one(number: int) -> None:
@@ -260,7 +192,9 @@ async def test_many_that_fail_together_are_put_right_once(shop: Shop) -> None:
     assert await shop.charged() == 100 * len(good) + 100
 
 
-async def test_while_the_journal_cannot_be_read_the_channel_is_of_no_use(shop: Shop) -> None:
+async def test_while_the_journal_cannot_be_read_the_channel_is_of_no_use(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     async with shop.provider.serve(shop.attempt(1, shop.voucher(500)), ANN) as events:
         await take(events, 4)
         shop.journal.full = shop.journal.unreadable = True
@@ -279,7 +213,9 @@ async def take(events: AsyncIterator[Event], count: int) -> None:
 
 
 @pytest.mark.parametrize(("chunks", "share"), [(0, 0), (1, 0), (2, 10), (3, 20)])
-async def test_a_stream_cut_by_its_consumer_costs_what_it_took(shop: Shop, chunks: int, share: int) -> None:
+async def test_a_stream_cut_by_its_consumer_costs_what_it_took(
+    shop: Shop, autojump_clock: MockClock, chunks: int, share: int
+) -> None:
     with trio.CancelScope() as scope:
         async with shop.provider.serve(shop.attempt(1, shop.voucher(100), max_tokens=10), ANN) as events:
             await take(events, 1 + chunks)
@@ -292,7 +228,9 @@ async def test_a_stream_cut_by_its_consumer_costs_what_it_took(shop: Shop, chunk
     await shop.serve(shop.attempt(2, shop.voucher(200)))
 
 
-async def test_a_stream_that_its_provider_breaks_or_leaves_costs_nothing(shop: Shop) -> None:
+async def test_a_stream_that_its_provider_breaks_or_leaves_costs_nothing(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     attempt = shop.attempt(1, shop.voucher(100), max_tokens=10)
     async with shop.provider.serve(attempt, ANN) as events:
         await take(events, 3)
@@ -309,7 +247,7 @@ async def test_a_stream_that_its_provider_breaks_or_leaves_costs_nothing(shop: S
     assert await shop.charged() == 0
 
 
-async def test_a_failed_commit_of_a_cut_is_no_charge(shop: Shop) -> None:
+async def test_a_failed_commit_of_a_cut_is_no_charge(shop: Shop, autojump_clock: MockClock) -> None:
     with trio.CancelScope() as scope:
         async with shop.provider.serve(shop.attempt(1, shop.voucher(100), max_tokens=10), ANN) as events:
             await take(events, 3)
@@ -322,7 +260,9 @@ async def test_a_failed_commit_of_a_cut_is_no_charge(shop: Shop) -> None:
     assert await shop.charged() == 100
 
 
-async def test_a_cancel_during_the_commit_does_not_part_charge_and_receipt(shop: Shop) -> None:
+async def test_a_cancel_during_the_commit_does_not_part_charge_and_receipt(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
     shop.journal.delay = 1.0
     with trio.move_on_after(0.5):
         await shop.serve(shop.attempt(1, shop.voucher(100)))
@@ -362,13 +302,15 @@ async def test_an_offer_is_confirmed_before_any_deposit(autojump_clock: MockCloc
     ],
     ids=range(7),
 )  # fmt: skip
-async def test_only_its_payer_speaks_for_a_channel(shop: Shop, change: object) -> None:
+async def test_only_its_payer_speaks_for_a_channel(
+    shop: Shop, autojump_clock: MockClock, change: object
+) -> None:
     good = Reconcile(shop.config, credentials("ann").binding(START), SyncRequest(None, None), Amount(0))
     with pytest.raises(ValidationFailed):
         await shop.provider.answer(change(shop, good), ANN)  # type: ignore[operator]
 
 
-async def test_what_arrives_late_by_an_old_session_is_refused(shop: Shop) -> None:
+async def test_what_arrives_late_by_an_old_session_is_refused(shop: Shop, autojump_clock: MockClock) -> None:
     await shop.reconcile(consumer=ANN._replace(session=9))
     with pytest.raises(Conflict, match="newer session"):
         await shop.serve(shop.attempt(1, shop.voucher(100)))
