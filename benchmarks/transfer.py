@@ -149,7 +149,7 @@ async def serve_llmesh(folder: Path) -> None:
     seed = secrets.token_bytes(32)
     async with (
         open_libp2p_host(seed, listen=[LOOPBACK], judge=lambda _: None) as host,
-        open_journal(folder.with_suffix(".journal"), host.peer_id) as journal,
+        open_journal(folder.with_suffix(f".{host.peer_id}"), host.peer_id) as journal,
         open_seeder(lambda id: bundle if id == bundle.id else None) as seeder,
     ):
 
