@@ -28,6 +28,13 @@ PATIENCE = 10.0
 MAX_ANSWER = 64 * 1024
 """Bytes of an answer that are read."""
 _NAT64 = ip_network("64:ff9b::/96")
+_INSIDE = tuple(
+    map(
+        ip_network,
+        # 3.11 calls these global: IETF's own, 6to4 relays, local NAT64, IPv4-translated, examples, SRv6.
+        ("192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "::ffff:0:0:0/96", "3fff::/20", "5f00::/16"),
+    )
+)
 _HIDDEN = "The address of the webhook is not one of the public internet, and this node does not allow it."
 _AWAY = "The webhook could not be reached."
 
@@ -65,10 +72,13 @@ def read_allowed(texts: Iterable[str]) -> Allowed:
 
 def is_public(address: Address) -> bool:
     """Whether anybody on the internet means the same machine by it; an embedded IPv4 address counts."""
-    return all(
-        each.is_global and not each.is_multicast and not getattr(each, "is_site_local", False)
-        for each in _meant(address)
-    )
+    return all(map(_is_outside, _meant(address)))
+
+
+def _is_outside(address: Address) -> bool:
+    if address.is_multicast or getattr(address, "is_site_local", False):
+        return False
+    return address.is_global and not any(address in network for network in _INSIDE)
 
 
 def _meant(address: Address) -> Iterable[Address]:
@@ -84,7 +94,10 @@ def _meant(address: Address) -> Iterable[Address]:
 
 async def resolve_name(host: str, port: int) -> Sequence[str]:
     """By the system's resolver."""
-    found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    except UnicodeError:  # no name of the DNS, such as one with a label over 63 characters
+        raise OSError(host) from None
     return [str(address[0]) for *_, address in found]
 
 
@@ -143,6 +156,10 @@ class Callout:
             return status
 
     def _parts(self, url: str) -> SplitResult:
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ValidationFailed(
+                "A webhook's URL is plain ASCII without spaces: write others as %xx, in the host as xn--."
+            )
         try:
             parts = urlsplit(url)
             port, host = parts.port, parts.hostname

@@ -11,6 +11,8 @@ from typing import Any
 import httpcore2
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmesh.errors import NetworkError, ValidationFailed
 from llmesh.net.callout import MAX_ANSWER, Allowed, Callout, is_public, read_allowed, resolve_name
@@ -20,13 +22,15 @@ HIDDEN = [
     "192.0.0.1", "192.0.2.1", "192.168.1.1", "198.18.0.1", "203.0.113.1", "224.0.0.1", "240.0.0.1",
     "255.255.255.255", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "fc00::1",
     "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-    "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "2001:0:7f00:1::",
+    "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "2001:0:7f00:1::", "64:ff9b:1::a00:1",
+    "::ffff:0:7f00:1", "192.0.0.8", "192.88.99.1", "3fff::1", "5f00::1",
 ]  # fmt: skip
 SPELLINGS = [
     "http://2130706433/", "https://2130706433/", "https://0x7f000001/", "https://0177.0.0.1/",
     "https://127.1/", "https://127.0.0.1:443/", "https://[::1]/", "https://[::ffff:7f00:1]/",
     "https://localhost/", "https://LOCALHOST./", "https://0/", "https://[::]:8443/",
 ]  # fmt: skip
+TLS = ssl.create_default_context()
 PUBLIC = ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808"]
 
 
@@ -108,6 +112,8 @@ async def test_the_very_address_that_was_looked_at_is_connected_to(no_connection
     [
         "ftp://example.com/", "https://", "https:///x", "example.com", "https://u:p@example.com/",
         "https://example.com:99999/", "https://example.com:0/", "http://example.com/", "https://[::1/",
+        "https://example.com/\u043f", "https://\u043f\u0440.example/", "https://example.com/?\u00e9",
+        "https://exa mple.com/", "https://example.com/a b", "https://example.com/\r\nX: y", "https://a/\x7f",
     ],
 )  # fmt: skip
 async def test_what_is_no_url_of_a_webhook_is_refused(no_connections: list[str], url: str) -> None:
@@ -121,6 +127,29 @@ async def test_what_is_no_url_of_a_webhook_is_refused(no_connections: list[str],
 async def test_a_name_without_address_is_told() -> None:
     with pytest.raises(ValidationFailed, match="does not resolve"):
         await Callout(Allowed(), naming()).check("https://example.com/")
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".com", "a..b", ".com"])
+async def test_a_name_that_no_resolver_takes_is_told(host: str) -> None:
+    callout = Callout(Allowed())
+    with pytest.raises(ValidationFailed, match="does not resolve"):
+        await callout.check(f"https://{host}/")
+    with pytest.raises(NetworkError):
+        await callout.post(f"https://{host}/", {}, b"{}")
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_refused_or_fails_in_our_words(text: str) -> None:
+    """The node's courier posts to whatever was registered: no other error may come out."""
+
+    async def post() -> None:
+        callout = Callout(Allowed(), naming("127.0.0.1"), TLS)
+        for url in (f"https://{text}", f"https://example.com/{text}"):
+            with suppress(ValidationFailed, NetworkError):
+                await callout.post(url, {}, b"{}")
+
+    trio.run(post)
 
 
 class Server:
