@@ -1,7 +1,7 @@
 """Hypercorn around the gateway's application: the socket, the limits, the way to stop.
 
 The accepting is ours and each connection is Hypercorn's: left to itself, Hypercorn cannot stop while
-a client leaves an answer unread.
+a client leaves an answer unread, and would wait for it for ever.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ GRACE = 2.0
 """Seconds that running requests get to finish once `stop` is set."""
 KEEP_ALIVE = 30.0
 """Seconds a connection may take to send the next request's head; clients should give up sooner."""
+PATIENCE = 60.0
+"""Seconds that a client may take to read each _PIECE of an answer; then it counts as lost."""
+LONGEST = 300.0
+"""Seconds that one send of an application may take: over HTTP/2 the wait is not for the socket."""
 _BACKLOG = 256
+_PIECE = 64 * 1024
 
 _log = logging.getLogger(__name__)
 _log.setLevel(logging.WARNING)  # the node itself tells where it listens
@@ -89,7 +94,8 @@ def _served(app: QuartTrio) -> ASGIFramework:
     """The application, with a bounded line under each WebSocket, and sends of HTTP that no cancel cuts short.
 
     The last send of an answer makes Quart-Trio cancel the task that is in it, and Hypercorn then
-    never starts the timer that ends idle connections.
+    never starts the timer that ends idle connections.  A send that takes longer than LONGEST ends its
+    connection.
     """
 
     async def served(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -99,9 +105,11 @@ def _served(app: QuartTrio) -> ASGIFramework:
             return
 
         async def send_whole(event: ASGISendEvent) -> None:
-            with trio.CancelScope() as sending:
+            with trio.move_on_after(LONGEST) as sending:
                 sending.shield = True  # like Hypercorn's own writes; see `_handle`
                 await send(event)
+            if sending.cancelled_caught:
+                scope["state"]["abort"]()
 
         await app(scope, receive, send_whole)
 
@@ -120,10 +128,40 @@ async def _handle(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_close_when_cancelled, stream)
             ends = LifespanState(stopping=stop, abort=nursery.cancel_scope.cancel)
-            await TCPServer(app, config, context, ends, stream)  # type: ignore[arg-type]
+            await TCPServer(app, config, context, ends, _Read(stream))  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
     except* Exception as faults:
         _log.warning("A connection was dropped: %r", faults.exceptions[0])
+
+
+class _Read(trio.abc.HalfCloseableStream):
+    """A connection that is closed when its client does not read what is sent."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As the stream's, each piece within PATIENCE.  Raises BrokenResourceError for a client too slow."""
+        whole = memoryview(data)
+        for start in range(0, len(whole), _PIECE):
+            with trio.move_on_after(PATIENCE) as reading:
+                await self._stream.send_all(whole[start : start + _PIECE])
+            if reading.cancelled_caught:
+                self.socket.close()
+                raise trio.BrokenResourceError("the client does not read")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 async def _close_when_cancelled(stream: trio.SocketStream) -> None:

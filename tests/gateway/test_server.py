@@ -10,9 +10,11 @@ from random import Random
 
 import pytest
 import trio
+from h2.connection import H2Connection
 from quart_trio import QuartTrio
 
 from llmesh.core.inference import InferenceRequest, Result
+from llmesh.gateway import server
 from llmesh.gateway.server import bind, serve
 
 BODY = b'{"model":"m","input":"hello"}'
@@ -224,6 +226,63 @@ async def test_a_client_that_does_not_read_holds_nothing_up(app: QuartTrio, rout
             else:
                 stop.set()
     await stream.aclose()
+
+
+async def read_late(stream: trio.SocketStream, seconds: float) -> int:
+    """Bytes that come after so many seconds without reading, until the connection is closed."""
+    await trio.sleep(seconds)
+    size = 0
+    with trio.fail_after(2), suppress(trio.BrokenResourceError):
+        while data := await stream.receive_some(1 << 20):
+            size += len(data)
+    return size
+
+
+BIG = 20_000_000
+
+
+@pytest.fixture
+def big(router) -> None:
+    small = router.answer
+
+    async def answer(request: InferenceRequest) -> Result:
+        return replace(await small(request), output={"x": "y" * BIG})
+
+    router.answer = answer
+
+
+async def test_a_client_that_does_not_read_is_lost_in_time(port: int, big, monkeypatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.2)
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(post(BODY))
+        assert 0 < await read_late(stream, 0.5) < BIG
+
+
+async def test_a_stream_that_is_not_read_is_given_up(port: int, router, monkeypatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.2)
+    router.after = ["y" * (BIG // 20)] * 20
+    router.answer = forever
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(post(BODY, "Accept: text/event-stream"))
+        assert 0 < await read_late(stream, 0.5) < BIG
+    assert router.entered.is_set() == router.cancelled.is_set()  # nothing goes on
+
+
+async def test_a_window_that_never_opens_is_given_up(port: int, big, monkeypatch) -> None:
+    monkeypatch.setattr(server, "LONGEST", 0.2)
+    client = H2Connection()
+    client.initiate_connection()
+    client.send_headers(
+        1,
+        [
+            (":method", "POST"), (":path", "/api/v1/inference"), (":scheme", "http"),
+            (":authority", "localhost"), ("content-type", "application/json"),
+        ],
+    )  # fmt: skip
+    client.send_data(1, BODY, end_stream=True)
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(client.data_to_send())
+        assert 0 < await read_late(stream, 0.5) < BIG
 
 
 async def test_cancelling_frees_the_port(app: QuartTrio) -> None:
