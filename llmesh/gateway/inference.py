@@ -13,11 +13,10 @@ from llmesh.core.ids import RequestId
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Plan
 from llmesh.core.wishes import Wishes
-from llmesh.errors import ModelFailed
 from llmesh.gateway.callers import Caller, Counted
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import decode, encode
+from llmesh.gateway.schema import decode, encode, tellable
 from llmesh.journal.purse import DurablePurse
 
 __all__ = ["Router", "Streamed", "answer_inference", "post_inference", "render_result"]
@@ -63,11 +62,5 @@ async def answer_inference(router: Router, caller: Caller, id: RequestId, body: 
 
 def render_result(result: Result) -> bytes:
     """The result as JSON.  Raises ModelFailed for values that no JSON can hold."""
-    try:
+    with tellable():
         return encode(ResultBody.of(result))
-    except (RecursionError, UnicodeEncodeError):
-        raise ModelFailed(
-            "The model's answer is nested too deeply or is not valid Unicode.",
-            request_id=result.request_id,
-            peer_id=result.provider,
-        ) from None

@@ -7,8 +7,8 @@ client that hangs up cancels that task, and with it the work.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import TypeAlias
 
 from hypercorn.typing import ASGISendCallable
@@ -20,7 +20,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from llmesh.errors import MeshError, ModelFailed
 from llmesh.gateway.body import HeldBack
 
-__all__ = ["EVENT_STREAM", "Connection", "Live", "server_sent"]
+__all__ = ["EVENT_STREAM", "Connection", "Live", "server_sent", "with_failure"]
 
 EVENT_STREAM = "text/event-stream"
 
@@ -66,6 +66,22 @@ def server_sent(data: bytes, event: str = "") -> bytes:
     """One event of a stream (HTML standard, 9.2); `data` is one line."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + data + b"\n\n"
+
+
+async def with_failure(
+    pieces: AsyncGenerator[bytes], tell: Callable[[MeshError], bytes]
+) -> AsyncGenerator[bytes]:
+    """The pieces; a failure after the first is told as one more."""
+    begun = False
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                begun = True
+                yield piece
+    except MeshError as error:
+        if not begun:
+            raise
+        yield tell(error)
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -7,7 +7,8 @@ infinity, so in an output they become null.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl
 
@@ -15,7 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from llmesh.core.amount import Amount
-from llmesh.errors import MeshError, ValidationFailed
+from llmesh.errors import MeshError, ModelFailed, ValidationFailed
 
 __all__ = [
     "HealthBody",
@@ -35,6 +36,7 @@ __all__ = [
     "mesh",
     "parse_amount",
     "problem",
+    "tellable",
 ]
 
 MAX_MODELS = 1000
@@ -165,6 +167,17 @@ class Problem(Struct):
 
 encode = msgspec.json.Encoder().encode
 """JSON text of any of the structs above, in UTF-8."""
+
+
+@contextmanager
+def tellable() -> Iterator[None]:
+    """Around the writing of what a model said.  Raises ModelFailed for values that cannot be written."""
+    try:
+        yield
+    except (RecursionError, UnicodeEncodeError, OverflowError):
+        raise ModelFailed(
+            "The model's answer is nested too deeply, is not valid Unicode, or has a number out of range."
+        ) from None
 
 
 def decode(body: bytes, decoder: Callable[[bytes], _T], what: str = "body") -> _T:

@@ -21,7 +21,7 @@ from llmesh.gateway.event_schema import event_body
 from llmesh.gateway.idempotency import refuse_key
 from llmesh.gateway.inference import Router
 from llmesh.gateway.inference_schema import decode_inference
-from llmesh.gateway.live import EVENT_STREAM, Live, server_sent
+from llmesh.gateway.live import EVENT_STREAM, Live, server_sent, with_failure
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.problems import answer_to
 from llmesh.gateway.request import Request
@@ -101,19 +101,12 @@ async def _sent(frames: AsyncGenerator[tuple[str, str]]) -> AsyncGenerator[bytes
         yield server_sent(text.encode(), kind)
 
 
-async def _or_error(pieces: AsyncGenerator[bytes], request: Request) -> AsyncGenerator[bytes]:
-    """The pieces; a failure after the first is an event of the stream."""
-    begun = False
-    try:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                begun = True
-                yield piece
-    except MeshError as error:
-        if not begun:
-            raise
+def _or_error(pieces: AsyncGenerator[bytes], request: Request) -> AsyncGenerator[bytes]:
+    def tell(error: MeshError) -> bytes:
         error.request_id = request.id
-        yield server_sent(to_text(ErrorFrame.of(error)).encode(), "error")
+        return server_sent(to_text(ErrorFrame.of(error)).encode(), "error")
+
+    return with_failure(pieces, tell)
 
 
 class _Listeners:

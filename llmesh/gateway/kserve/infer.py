@@ -25,7 +25,7 @@ from llmesh.gateway.kserve.metadata import ref_of
 from llmesh.gateway.kserve.tensors import TEXTS, Named, datatype_of, named_of, texts_of, to_tensor
 from llmesh.gateway.request import Request
 from llmesh.gateway.rows import infer_all, row_id
-from llmesh.gateway.schema import decode, encode, mesh, parse_amount
+from llmesh.gateway.schema import decode, encode, mesh, parse_amount, tellable
 
 __all__ = ["HEADER", "MAX_ROWS", "post_infer"]
 
@@ -34,6 +34,7 @@ HEADER = "Inference-Header-Content-Length"
 MAX_ROWS = 1000
 BINARY = "application/octet-stream"
 _LONGEST = round(MAX_TIMEOUT * 1_000_000)
+_DIGITS = 12
 _OURS = ("timeout", "max_fee", "binary_data_output")
 
 
@@ -48,8 +49,9 @@ async def post_infer(router: Router, request: Request) -> Response:
     request.caller.count(Counted.INFERENCE, len(asked))
     results = await infer_all(router, asked, request.caller.purse)
     stacked = any(tensor.datatype == TEXTS for tensor in body.inputs)
-    outputs = _outputs(results) if stacked else _plain(results[0])
-    return _answer(body, ref, results, _wanted(body, outputs))
+    with tellable():
+        outputs = _outputs(results) if stacked else _plain(results[0])
+        return _answer(body, ref, results, _wanted(body, outputs))
 
 
 def _limits(body: InferBody) -> tuple[float, Amount | None]:
@@ -68,7 +70,7 @@ async def _read(request: Request) -> tuple[InferBody, bytes]:
     size = request.headers.get(HEADER)
     if size is None:
         return decode(data, decode_infer), b""
-    if not size.isdecimal() or int(size) > len(data):
+    if len(size) > _DIGITS or not size.isdecimal() or int(size) > len(data):
         raise ValidationFailed(f"{HEADER} must be at most the length of the body.")
     return decode(data[: int(size)], decode_infer), data[int(size) :]
 

@@ -96,7 +96,8 @@ def pack_texts(texts: Sequence[str]) -> bytes:
 def named_of(name: str, values: Sequence[Value]) -> Named:
     """One output from its value in each row: stacked where they are tensors, numbers or texts alike.
 
-    What has no element type of the protocol (lists of words, objects) is a text of JSON.
+    What has no element type of the protocol (lists of words, objects) is a text of JSON.  Raises what
+    `schema.tellable` is for.
     """
     first = values[0]
     rows = len(values)
@@ -110,7 +111,7 @@ def named_of(name: str, values: Sequence[Value]) -> Named:
             return Named(name, datatype_of(first.dtype), shape, Tensor(first.dtype, shape, whole))
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == rows:
-        tensor = Tensor("float64", (rows,), struct.pack(f"<{rows}d", *numbers))
+        tensor = Tensor("float64", (rows,), struct.pack(f"<{rows}d", *map(float, numbers)))
         return Named(name, "FP64", (rows,), tensor)
     return Named(name, TEXTS, (rows,), tuple(_as_text(value) for value in values))
 

@@ -16,7 +16,7 @@ from llmesh.gateway.openai.answers import EmbeddingAnswer, EmbeddingsAnswer, Usa
 from llmesh.gateway.openai.requests import decode_embeddings
 from llmesh.gateway.request import Request
 from llmesh.gateway.rows import infer_all, row_id
-from llmesh.gateway.schema import decode, encode
+from llmesh.gateway.schema import decode, encode, tellable
 
 __all__ = ["post_embeddings"]
 
@@ -29,7 +29,8 @@ async def post_embeddings(router: Router, request: Request) -> Response:
     request.caller.count(Counted.INFERENCE, len(asked))
     results = await infer_all(router, asked, request.caller.purse)
     write = _base64 if body.encoding_format == "base64" else _numbers
-    vectors = [EmbeddingAnswer(index, write(_vector(result))) for index, result in enumerate(results)]
+    with tellable():
+        vectors = [EmbeddingAnswer(index, write(_vector(result))) for index, result in enumerate(results)]
     read = sum(result.usage.input_tokens for result in results)
     answer = EmbeddingsAnswer(vectors, results[0].model, UsageAnswer(read, read))
     return Response(encode(answer), content_type="application/json")

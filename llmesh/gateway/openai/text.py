@@ -18,7 +18,7 @@ from llmesh.errors import MeshError
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.idempotency import refuse_key
 from llmesh.gateway.inference import Router, Streamed
-from llmesh.gateway.live import Live, server_sent
+from llmesh.gateway.live import Live, server_sent, with_failure
 from llmesh.gateway.openai.answers import (
     AssistantMessage,
     ChatChoice,
@@ -36,7 +36,7 @@ from llmesh.gateway.openai.answers import (
 from llmesh.gateway.openai.requests import ChatBody, CompletionBody, decode_chat, decode_completion
 from llmesh.gateway.problems import answer_to, problem_of
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import decode, encode
+from llmesh.gateway.schema import decode, encode, tellable
 
 __all__ = ["post_chat", "post_completion"]
 
@@ -149,29 +149,18 @@ async def _answer(
 
 
 def _live(stream: _Stream, asked: InferenceRequest, shape: _Shape, usage: bool) -> Live:
+    def tell(error: MeshError) -> bytes:
+        return _event(error_of(problem_of(error, asked.id)))
+
     @asynccontextmanager
     async def opened() -> AsyncGenerator[AsyncIterator[bytes]]:
         async with (
             stream() as events,
-            aclosing(_told(asked, _pieces(events, shape, usage))) as pieces,
+            aclosing(with_failure(_pieces(events, shape, usage), tell)) as pieces,
         ):
             yield pieces
 
     return Live(opened, partial(answer_to, request_id=asked.id, tell=tell_error))
-
-
-async def _told(asked: InferenceRequest, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The pieces; a failure after the first is an event of the stream."""
-    begun = False
-    try:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                begun = True
-                yield piece
-    except MeshError as error:
-        if not begun:
-            raise
-        yield server_sent(encode(error_of(problem_of(error, asked.id))))
 
 
 async def _pieces(events: AsyncIterator[Streamed], shape: _Shape, usage: bool) -> AsyncGenerator[bytes]:
@@ -182,14 +171,19 @@ async def _pieces(events: AsyncIterator[Streamed], shape: _Shape, usage: bool) -
         if not begun:
             begun = True
             for struct in shape.opening():
-                yield server_sent(encode(struct))
+                yield _event(struct)
         if isinstance(event, Chunk):
-            yield server_sent(encode(shape.piece(event.text)))
+            yield _event(shape.piece(event.text))
         else:
-            yield server_sent(encode(shape.closing(event)))
+            yield _event(shape.closing(event))
             if usage:
-                yield server_sent(encode(shape.usage(event)))
+                yield _event(shape.usage(event))
             yield _DONE
+
+
+def _event(struct: Struct) -> bytes:
+    with tellable():
+        return server_sent(encode(struct))
 
 
 def _text(result: Result) -> str:
@@ -208,4 +202,5 @@ def _usage(result: Result) -> UsageAnswer:
 
 
 def _json(struct: Struct) -> Response:
-    return Response(encode(struct), content_type="application/json")
+    with tellable():
+        return Response(encode(struct), content_type="application/json")

@@ -10,6 +10,7 @@ from llmesh.core.ids import RequestId
 from llmesh.core.inference import Chunk, Result
 from llmesh.errors import ModelFailed
 from llmesh.gateway.inference import Streamed
+from llmesh.gateway.schema import tellable
 from llmesh.gateway.websocket.frames import StreamAccepted, StreamChunk, StreamCompleted, to_text
 
 __all__ = ["Frame", "told"]
@@ -44,9 +45,7 @@ async def told(
 
 
 def _completed(result: Result, id: str) -> str:
-    try:
+    with tellable():
         frame = StreamCompleted.of(result)
         frame.id = id
         return to_text(frame)
-    except (RecursionError, UnicodeEncodeError):
-        raise ModelFailed("The model's answer is nested too deeply or is not valid Unicode.") from None
