@@ -1,15 +1,11 @@
-"""What does paying add to an inference over one mesh hop, and what do its parts cost?
+"""What being paid adds to an inference over one mesh hop: the same graph for a fee and free, in one run.
 
-Two nodes of one swarm, each a process: a provider, and a payer that joined by an invite.  The provider
-has the same model twice, free and for a fee (a copy with one more file, so with an id of its own); the
-payer's REST gateway is asked for both in turns, so that a busy machine hurts both alike.  A paid
-request's charge, voucher and receipt are on the provider's disk before the answer leaves: what one
-such commit takes here (`commit`, in this process on the same disk) is told apart from the rest.
+Two real nodes of one swarm; the consumer is its issuer.  Paid and free requests take turns, so that a
+busy machine hurts both alike: read the differences.  Beside it what the parts cost alone: a commit of
+one charge to the journal (its fsync included), signing and checking a voucher and a receipt.  Prints a
+table and writes benchmarks/results/payments.json.
 
-Also: one voucher signed and verified, one receipt signed and verified.
-Prints a table and writes benchmarks/results/payments.json.
-
-Usage: python benchmarks/payments.py [--rounds 10] [--requests 200] [--folder DIR]
+Usage: python benchmarks/payments.py [--rounds 10] [--requests 104]
 """
 
 from __future__ import annotations
@@ -24,135 +20,205 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import trio
-from journal import WORK, one_run
-from roundtrip import RESULTS, Samples, measure, rest, spawned
 
 from llmesh import crypto
 from llmesh.core.address import Address
 from llmesh.core.amount import Amount
-from llmesh.core.ids import AttemptId, RequestId
-from llmesh.core.receipt import Charge, Receipt, check_receipt, sign_receipt
+from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
+from llmesh.core.receipt import NO_OFFER, Charge, Receipt, Work, check_receipt, sign_receipt
 from llmesh.core.typed import Chain
 from llmesh.core.voucher import ChannelConfig, Voucher, channel_id, check_voucher, sign_voucher
 from llmesh.demo import SENTIMENT_ANALYZER
+from llmesh.journal.channels import AddChannel, ChannelRow
+from llmesh.journal.charge import RecordCharge
+from llmesh.journal.columns import Side
+from llmesh.journal.open import open_journal
 
-FREE, PAID, FEE = "free-model", "paid-model", "0.001"
+TEXT = "今天的服务真的太棒了，下次还会再来！"
+WAYS = ("free", "paid")
 CLIENTS = (1, 8)
-SECRET = bytes(31) + b"\1"
-CHAIN = Chain((1 << 40) + 1, Address(b"i" * 20))
+RESULTS = Path(__file__).parent / "results"
+OWNER = PeerId("12D3KooW" + "A" * 44)
+
+Ask = Callable[[], Awaitable[None]]
 
 
-def shop(folder: Path) -> list[str]:
-    """What the provider deploys: one model twice, the second with a file more."""
-    copies = []
-    for name, fee in ((FREE, "0"), (PAID, FEE)):
-        shutil.copytree(SENTIMENT_ANALYZER, folder / name)
-        (folder / name / "NOTE.txt").write_text(name)
-        copies += ["--deploy", f"{folder / name},name={name},fee={fee}"]
-    return copies
+@dataclass(slots=True)
+class Samples:
+    """Seconds of each request, requests per second of each round, and the CPU that both nodes used."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: float = 0.0
+    rates: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, float]:
+        ordered = sorted(self.seconds)
+        return {
+            "p50_ms": round(1000 * statistics.median(ordered), 3),
+            "p99_ms": round(1000 * ordered[int(len(ordered) * 0.99)], 3),
+            "per_second": round(statistics.median(self.rates), 1),
+            "cpu_ms": round(1000 * self.cpu / len(ordered), 3),
+        }
+
+
+@contextmanager
+def node(folder: Path, *arguments: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A node in a process of its own; the URL of its gateway, and the process."""
+    command = [
+        sys.executable, "-m", "llmesh.node", "--no-mdns", "--port", "0", "--data-dir", str(folder),
+        "--listen", "/ip4/127.0.0.1/tcp/0", "--limits", "off", *arguments,
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            while not (folder / "node.json").exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            facts = json.loads((folder / "node.json").read_text())
+            yield facts["url"], psutil.Process(process.pid)
+        finally:
+            process.terminate()
 
 
 def invite(folder: Path) -> str:
-    """One line of the running node's."""
-    command = [
-        sys.executable, "-m", "llmesh.node", "invite", "--credit", "5000", "--data-dir", str(folder),
-    ]  # fmt: skip
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return next(word for word in said.split() if word.startswith("llmesh1-"))
+    """A line by which another node joins."""
+    command = [sys.executable, "-m", "llmesh.node", "invite", "--data-dir", str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return next(word for word in told.split() if word.startswith("llmesh1-"))
 
 
-async def main(rounds: int, requests: int, parent: Path | None) -> dict[str, Any]:
-    """Run it all; the result as it is written."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
-        stack.enter_context(spawned(folder / "provider", *shop(folder)))
-        payer = stack.enter_context(spawned(folder / "payer", "--join", invite(folder / "provider")))
-        await trio.sleep(3)
-        samples = {(name, clients): Samples() for name in (FREE, PAID) for clients in CLIENTS}
-        for name in (FREE, PAID):
-            await measure(lambda name=name: rest(payer.url, name), 1, requests, Samples())  # type: ignore[misc]
-        for number in range(rounds):
-            for (name, clients), into in samples.items():
-                await measure(lambda name=name: rest(payer.url, name), clients, requests, into)  # type: ignore[misc]
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    rows = {f"{name}, {clients}": each.row() for (name, clients), each in samples.items()}
-    one = {name: rows[f"{name}, 1"]["p50_ms"] for name in (FREE, PAID)}
-    eight = {name: rows[f"{name}, 8"]["per_second"] for name in (FREE, PAID)}
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "load_average": os.getloadavg(),
-        "rounds": rounds,
-        "requests_per_turn": requests,
-        "requests": rows,
-        "paying_adds_p50_ms": round(one[PAID] - one[FREE], 3),
-        "throughput_at_8_clients": round(eight[PAID] / eight[FREE], 3),
-    }
+@asynccontextmanager
+async def client(url: str, model: str) -> AsyncIterator[Ask]:
+    """One kept-alive connection and as little client as HTTP allows."""
+    host, port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
+    body = json.dumps({"model": model, "input": {"text": TEXT}}).encode()
+    head = f"POST /api/v1/inference HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    async with await trio.open_tcp_stream(host, port) as stream:
+
+        async def ask() -> None:
+            await stream.send_all(request)
+            data = b""
+            while b"\r\n\r\n" not in data:
+                data += await stream.receive_some(65536)
+            top, _, rest = data.partition(b"\r\n\r\n")
+            assert top.startswith(b"HTTP/1.1 200"), data
+            length = int(top.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            while len(rest) < length:
+                rest += await stream.receive_some(65536)
+
+        yield ask
 
 
-def parts(parent: Path) -> dict[str, Any]:
-    """What goes into a payment, in microseconds; commits as of one and of eight callers."""
-    sign = crypto.signer(SECRET)
-    signer = Address(crypto.address_of(SECRET))
-    config = ChannelConfig(signer, signer, signer, signer, CHAIN.contract, 86_400, bytes(32))
-    mark = channel_id(config, CHAIN)
-    vouchers = iter(range(1, 1 << 40))
-    voucher = sign_voucher(Voucher(mark, Amount(1)), CHAIN, sign)
-    receipt = receipt_of(signer, Charge(mark, 1, Amount(1), Amount(1)))
-    signed = sign_receipt(receipt, CHAIN, sign)
-    commits = {callers: one_run("timed", parent, callers, 1.0) for callers in CLIENTS}
-    return {
-        "voucher_sign_us": micros(lambda: sign_voucher(Voucher(mark, Amount(next(vouchers))), CHAIN, sign)),
-        "voucher_verify_us": micros(lambda: check_voucher(voucher, config, CHAIN)),
-        "receipt_sign_us": micros(lambda: sign_receipt(receipt, CHAIN, sign)),
-        "receipt_verify_us": micros(lambda: check_receipt(signed, CHAIN)),
-        "commits_per_second": {callers: round(each.rate) for callers, each in commits.items()},
-        "commit_p50_us": {callers: round(each.p50) for callers, each in commits.items()},
-        "fsync_p50_us": {
-            callers: round(1e6 * statistics.median(each.syncs)) for callers, each in commits.items()
-        },
-    }
+async def measure(url: str, model: str, clients: int, requests: int, into: Samples) -> None:
+    """One turn: `clients` at once, `requests` in all."""
 
+    async def one(ask: Ask) -> None:
+        for _ in range(requests // clients):
+            began = time.perf_counter()
+            await ask()
+            into.seconds.append(time.perf_counter() - began)
 
-def receipt_of(provider: Address, charge: Charge) -> Receipt:
-    attempt = AttemptId(RequestId("ab" * 16), 1)
-    return Receipt(provider, attempt, bytes(32), WORK, charge, 1)
-
-
-def micros(work: Callable[[], object], times: int = 2_000) -> float:
-    """The median over batches of ten."""
-    took = []
-    for _ in range(times // 10):
+    async with AsyncExitStack() as stack:
+        asks = [await stack.enter_async_context(client(url, model)) for _ in range(clients)]
         began = time.perf_counter()
-        for _ in range(10):
-            work()
-        took.append((time.perf_counter() - began) / 10)
-    return round(1e6 * statistics.median(took), 1)
+        async with trio.open_nursery() as nursery:
+            for ask in asks:
+                nursery.start_soon(one, ask)
+        into.rates.append(clients * (requests // clients) / (time.perf_counter() - began))
+
+
+def cpu(*processes: psutil.Process) -> float:
+    """Seconds of CPU that the nodes, without their workers, have used."""
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+
+
+async def parts(folder: Path, count: int = 300) -> dict[str, float]:
+    """Milliseconds of each part of a payment, alone."""
+    secret = bytes(31) + b"\7"
+    own, sign = Address(crypto.address_of(secret)), crypto.signer(secret)
+    chain = Chain(1 << 40, own)
+    config = ChannelConfig(own, own, own, own, own, 900, bytes(32))
+    mark = channel_id(config, chain)
+    work = Work(ModelId("a" * 64), "fp32-strict", bytes(32), bytes(32))
+    receipts, vouchers, found = [], [], {}
+
+    def timed(name: str, step: Callable[[int], object]) -> None:
+        began = time.perf_counter()
+        for number in range(1, count + 1):
+            step(number)
+        found[name] = round(1000 * (time.perf_counter() - began) / count, 4)
+
+    def receipt(number: int) -> Receipt:
+        attempt = AttemptId(RequestId(f"{number:032x}"), 1)
+        return Receipt(own, attempt, NO_OFFER, work, Charge(mark, number, Amount(1), Amount(number)), 1)
+
+    timed("sign a voucher", lambda n: vouchers.append(sign_voucher(Voucher(mark, Amount(n)), chain, sign)))
+    timed("check a voucher", lambda n: check_voucher(vouchers[n - 1], config, chain))
+    timed("sign a receipt", lambda n: receipts.append(sign_receipt(receipt(n), chain, sign)))
+    timed("check a receipt", lambda n: check_receipt(receipts[n - 1], chain))
+    async with open_journal(folder / "parts.db", OWNER) as journal:
+        await journal.commit(AddChannel(ChannelRow(Side.PROVIDER, mark, OWNER, config)))
+        began = time.perf_counter()
+        for signed, voucher in zip(receipts, vouchers, strict=True):
+            await journal.commit(RecordCharge(OWNER, signed, voucher, b"x" * 200))
+        found["commit a charge"] = round(1000 * (time.perf_counter() - began) / count, 4)
+    return found
+
+
+async def main(rounds: int, requests: int) -> dict[str, Any]:
+    """Run it all; the result as it is written."""
+    with tempfile.TemporaryDirectory() as place, node(Path(place) / "consumer") as (url, consumer):
+        folder = Path(place)
+        dear = shutil.copytree(SENTIMENT_ANALYZER, folder / "paid")
+        (dear / "README.md").write_text("The same graph, but another model.\n")
+        deploy = ["--deploy", f"{SENTIMENT_ANALYZER},name=free", "--deploy", f"{dear},name=paid,fee=0.01"]
+        with node(folder / "provider", "--join", invite(folder / "consumer"), *deploy) as (_, provider):
+            await trio.sleep(5)
+            for way in WAYS:  # a stranger is not trusted with eight at once
+                await measure(url, way, 1, 200, Samples())
+            samples = {(way, clients): Samples() for clients in CLIENTS for way in WAYS}
+            for number in range(rounds):
+                for (way, clients), into in samples.items():
+                    before = cpu(consumer, provider)
+                    await measure(url, way, clients, requests, into)
+                    into.cpu += cpu(consumer, provider) - before
+                print(f"round {number + 1} of {rounds}", file=sys.stderr)
+        rows = {f"{way}, {clients}": each.row() for (way, clients), each in samples.items()}
+        return {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "load_average": os.getloadavg(),
+            "ways": rows,
+            "payment_adds_p50_ms": round(rows["paid, 1"]["p50_ms"] - rows["free, 1"]["p50_ms"], 3),
+            "throughput_at_8": round(rows["paid, 8"]["per_second"] / rows["free, 8"]["per_second"], 3),
+            "parts_ms": await parts(folder),
+        }
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{'model, clients':<20}{'p50 ms':>9}{'p99 ms':>9}{'per s':>9}"]
+    lines = [f"{'way, clients':<16}{'p50 ms':>9}{'p99 ms':>9}{'per s':>9}{'CPU ms':>9}"]
     lines += [
-        f"{name:<20}{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}{row['per_second']:>9.0f}"
-        for name, row in result["requests"].items()
+        f"{name:<16}{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}{row['per_second']:>9.0f}{row['cpu_ms']:>9.2f}"
+        for name, row in result["ways"].items()
     ]
-    lines += [f"{name}: {value}" for name, value in result.items() if name != "requests"]
+    lines += [f"{name}: {value}" for name, value in result.items() if name != "ways"]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--folder", type=Path, default=None, help="a disk to measure, instead of /tmp")
+    parser.add_argument("--requests", type=int, default=104)
     chosen = parser.parse_args()
-    outcome = trio.run(main, chosen.rounds, chosen.requests, chosen.folder)
-    outcome["parts"] = parts(chosen.folder or Path(tempfile.gettempdir()))
+    outcome = trio.run(main, chosen.rounds, chosen.requests)
     print(table(outcome))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "payments.json").write_text(json.dumps(outcome, indent=2) + "\n")

@@ -44,7 +44,7 @@ class Credentials:
     chain: Chain
     signer: Signer
     sign_as_node: Callable[[bytes], bytes]
-    _terms: dict[Terms, SignedTerms] = field(default_factory=dict)
+    _terms: dict[Terms, tuple[SignedTerms, bytes]] = field(default_factory=dict)
 
     def binding(self, now: float) -> SignedBinding:
         """That the account is this node's."""
@@ -53,28 +53,29 @@ class Credentials:
 
     def terms(self, offer: Offer, now: float) -> SignedTerms:
         """The terms of an offer, as they are signed in this period."""
-        return self._signed(self._unsigned(offer, _period(now)))
+        return self._signed(self._unsigned(offer, _period(now)))[0]
 
     def known_terms(self, offer: Offer, digest: bytes, now: float) -> SignedTerms | None:
         """The terms with this digest, if they are of this offer as it is, in this period or the last."""
         for period in (_period(now), _period(now) - 1):
-            terms = self._unsigned(offer, period)
-            if terms_digest(terms, self.chain) == digest:
-                return self._signed(terms)
+            signed, mark = self._signed(self._unsigned(offer, period))
+            if mark == digest:
+                return signed
         return None
 
     def _unsigned(self, offer: Offer, period: int) -> Terms:
         kind = class_of(offer)
         return Terms(self.signer.address, offer.model_id, kind, offer.fee, period, expiry(period))
 
-    def _signed(self, terms: Terms) -> SignedTerms:
-        """Signed once: a signature is the same each time."""
-        signed = self._terms.get(terms)
-        if signed is None:
+    def _signed(self, terms: Terms) -> tuple[SignedTerms, bytes]:
+        """Signed terms and their digest; once, for a signature is the same each time."""
+        known = self._terms.get(terms)
+        if known is None:
             if len(self._terms) >= _REMEMBERED:
                 self._terms.clear()
-            signed = self._terms[terms] = sign_terms(terms, self.chain, self.signer.sign)
-        return signed
+            signed = sign_terms(terms, self.chain, self.signer.sign)
+            known = self._terms[terms] = signed, terms_digest(terms, self.chain)
+        return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ __all__ = [
     "ReceiptRow",
     "Spending",
     "StoreReceipt",
+    "attempts_of",
     "find_receipt",
     "find_receipts",
     "oldest_output",
@@ -122,6 +123,14 @@ class Spending:
 def find_receipt(db: apsw.Connection, side: Side, peer: PeerId, attempt: AttemptId) -> ReceiptRow | None:
     """The receipt of one attempt; an id that another peer used means nothing here."""
     return next(map(_receipt, db.execute(_OF_ATTEMPT, (*attempt, side, peer))), None)
+
+
+def attempts_of(db: apsw.Connection, side: Side, peer: PeerId, limit: int) -> list[AttemptId]:
+    """Attempts with a receipt between this node and a peer, at most `limit` of them, in no order."""
+    query = "SELECT request, attempt FROM receipt WHERE side = ? AND peer = ? LIMIT ?"
+    return [
+        AttemptId(RequestId(request), number) for request, number in db.execute(query, (side, peer, limit))
+    ]
 
 
 def find_receipts(

@@ -143,7 +143,7 @@ class Till:
         account = await self._accounts.find(mark)
         if account is None:
             account = await self._accounts.open(asked.config, mark, consumer.peer_id)
-        account.peer = consumer.peer_id
+        account.belongs_to(consumer.peer_id)
         await self._accounts.see_deposit(account, asked.deposit)
         channel, lost = account.channel, asked.request.lost
         stored = await self._journal.read(find_receipts, Side.PROVIDER, consumer.peer_id, lost)
@@ -171,7 +171,9 @@ class Till:
         account = await self._accounts.find(payment.channel)
         if account is None or account.peer != consumer.peer_id:
             raise InsufficientBalance("This node knows no such channel of yours; reconcile it first.")
-        row = await self._journal.read(find_receipt, Side.PROVIDER, consumer.peer_id, attempt.id)
+        row = None
+        if account.may_have_charged(attempt.id):
+            row = await self._journal.read(find_receipt, Side.PROVIDER, consumer.peer_id, attempt.id)
         voucher, stored = payment.voucher, row.signed if row else None
         bill.stored = account.channel.admit(attempt.id, bill.fee, voucher, consumer.session, stored)
         bill.account = account
@@ -236,6 +238,7 @@ class Till:
             if isinstance(error, MeshError):
                 raise TransactionFailed(f"The charge could not be made durable: {error.message}") from error
             raise
+        account.saw(bill.attempt.id)
         channel.committed(receipt)
         return receipt
 
