@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[Networ
     return address
 
 
+@lru_cache(maxsize=1024)
 def counted_as(address: str) -> str:
     """The name under which an address is counted: IPv6 by its /64, which is one customer's."""
     parsed = _parse(address)

@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 from hypercorn.typing import ASGISendCallable
 from quart import Response
-from quart.wrappers.response import IterableBody
+from quart.utils import encode_headers
+from quart.wrappers.response import DataBody, IterableBody
 from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -45,6 +46,8 @@ class Connection(HeldBack):
     async def _send_response(self, send: ASGISendCallable, response: Response | WerkzeugResponse) -> None:
         if isinstance(response, Live):
             await self._send_live(send, response)
+        elif isinstance(response, Response) and isinstance(response.response, DataBody):
+            await _send_whole(send, response, response.response.data)
         else:
             await super()._send_response(send, response)
 
@@ -82,6 +85,13 @@ async def with_failure(
         if not begun:
             raise
         yield tell(error)
+
+
+async def _send_whole(send: ASGISendCallable, response: Response, body: bytes) -> None:
+    """Quart would send the end of the body by itself, which costs a third of what the answer does."""
+    headers = encode_headers(response.headers)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _again(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

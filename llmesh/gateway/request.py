@@ -35,6 +35,7 @@ class Request(TrioRequest):
 
     caller: Caller
     readmit: Callable[[], Caller]
+    blueprints = ()  # type: ignore[assignment]  # there are none, and Quart asks thrice a request
 
     body_class = Body  # type: ignore[assignment]  # has what Quart asks of it
     body: Body  # type: ignore[assignment]

@@ -40,6 +40,7 @@ LONGEST = 300.0
 """Seconds that one send of an application may take: over HTTP/2 the wait is not for the socket."""
 _BACKLOG = 256
 _PIECE = 64 * 1024
+_CONNECTION = "connection"
 
 _log = logging.getLogger(__name__)
 _log.setLevel(logging.WARNING)  # the node itself tells where it listens
@@ -104,7 +105,11 @@ def _served(app: QuartTrio) -> ASGIFramework:
             await app(scope, receive, send)
             return
 
+        connection: _Connection = scope["state"][_CONNECTION]
+
         async def send_whole(event: ASGISendEvent) -> None:
+            if event["type"] == "http.response.start":
+                connection.hold()
             with trio.move_on_after(LONGEST) as sending:
                 sending.shield = True  # like Hypercorn's own writes; see `_handle`
                 await send(event)
@@ -127,23 +132,38 @@ async def _handle(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_close_when_cancelled, stream)
-            ends = LifespanState(stopping=stop, abort=nursery.cancel_scope.cancel)
-            await TCPServer(app, config, context, ends, _Read(stream))  # type: ignore[arg-type]
+            connection = _Connection(stream)
+            state = {"stopping": stop, "abort": nursery.cancel_scope.cancel, _CONNECTION: connection}
+            await TCPServer(app, config, context, LifespanState(state), connection)  # type: ignore[arg-type]
             nursery.cancel_scope.cancel()
     except* Exception as faults:
         _log.warning("A connection was dropped: %r", faults.exceptions[0])
 
 
-class _Read(trio.abc.HalfCloseableStream):
-    """A connection that is closed when its client does not read what is sent."""
+class _Connection(trio.abc.HalfCloseableStream):
+    """A connection that is closed when its client does not read what is sent.
+
+    The head of an answer leaves with what follows it, in one write: Hypercorn writes each by itself, and
+    a body, if only an empty one, always comes.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
+        self._held = b""
+        self._holding = False
+
+    def hold(self) -> None:
+        """Let the next bytes wait for those after them."""
+        self._holding = True
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """As the stream's, each piece within PATIENCE.  Raises BrokenResourceError for a client too slow."""
-        whole = memoryview(data)
+        joined, self._held = self._held + data, b""
+        if self._holding:
+            self._holding, self._held = False, joined
+            return
+        whole = memoryview(joined)
         for start in range(0, len(whole), _PIECE):
             with trio.move_on_after(PATIENCE) as reading:
                 await self._stream.send_all(whole[start : start + _PIECE])

@@ -306,3 +306,30 @@ def test_ipv6_where_there_is_any() -> None:
         pytest.skip("no IPv6 loopback")
     assert listener.family == socket.AF_INET6
     listener.close()
+
+
+async def test_head_and_body_leave_in_one_write(app: QuartTrio, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+    send_all = trio.SocketStream.send_all
+
+    async def noted(stream: trio.SocketStream, data: bytes) -> None:
+        if data:
+            writes.append(bytes(data))
+        await send_all(stream, data)
+
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
+        stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        async with stream:
+            for line in (b"GET /healthz", b"HEAD /healthz"):
+                monkeypatch.setattr(trio.SocketStream, "send_all", send_all)
+                await stream.send_all(line + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                monkeypatch.setattr(trio.SocketStream, "send_all", noted)
+                with trio.fail_after(5):
+                    answer = await stream.receive_some()
+                assert answer == writes.pop()
+                assert answer.startswith(b"HTTP/1.1 200")
+                assert (b'"ok"' in answer) == line.startswith(b"GET")
+        assert not writes
+        stop.set()
