@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
-import trio
 from msgspec import Raw
 from quart import Response
 
@@ -17,13 +15,10 @@ from llmesh.gateway.inference import Router, answer_inference
 from llmesh.gateway.inference_schema import decode_inference
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.request import Request
-from llmesh.gateway.rows import row_id
+from llmesh.gateway.rows import Room, for_each, row_id
 from llmesh.gateway.schema import decode, encode, problem
 
-__all__ = ["AT_ONCE", "batch_routes"]
-
-AT_ONCE = 32
-"""Rows of one batch that run at the same time; the others wait, and their time does not count yet."""
+__all__ = ["batch_routes"]
 
 
 def batch_routes(router: Router) -> tuple[Route, ...]:
@@ -41,28 +36,22 @@ async def post_batch(router: Router, request: Request) -> Response:
     """Run every row.  A client that hangs up cancels all of them."""
     rows = decode(await request.json_bytes(), decode_batch).requests
     results = [RowBody()] * len(rows)
-    left = iter(enumerate(rows))
-    answer = partial(_answer, router, request)
-    async with trio.open_nursery() as nursery:
-        for _ in range(min(AT_ONCE, len(rows))):
-            nursery.start_soon(_work, answer, left, results)
+    room = Room()
+
+    async def answer(number: int) -> None:
+        results[number] = await _answer(router, request, number, rows[number], room)
+
+    await for_each(len(rows), answer)
     return Response(encode(RowsBody(request.id, results)), content_type="application/json")
 
 
-async def _work(
-    answer: Callable[[int, Raw], Awaitable[RowBody]],
-    left: Iterator[tuple[int, Raw]],
-    results: list[RowBody],
-) -> None:
-    """Take one row after the other until none is left."""
-    for number, row in left:
-        results[number] = await answer(number, row)
-
-
-async def _answer(router: Router, request: Request, number: int, row: Raw) -> RowBody:
+async def _answer(router: Router, request: Request, number: int, row: Raw, room: Room) -> RowBody:
     id = row_id(request.id, number)
     try:
         body = decode(bytes(row), decode_inference)
-        return RowBody(result=Raw(await answer_inference(router, request.caller, id, body)))
+        room.check()
+        answer = await answer_inference(router, request.caller, id, body)
+        room.take(len(answer))
+        return RowBody(result=Raw(answer))
     except MeshError as error:
         return RowBody(error=problem(error, error.http_status, id))

@@ -9,10 +9,14 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
+from llmesh.core.ids import RequestId
 from llmesh.core.inference import InferenceRequest, Result
-from llmesh.errors import ModelNotFound, NodeBusy
+from llmesh.core.reference import ModelRef
+from llmesh.errors import ModelNotFound, NodeBusy, TooLarge
+from llmesh.gateway import rows as module
 from llmesh.gateway.app import GatewaySettings, create_app
-from llmesh.gateway.batch import AT_ONCE, batch_routes
+from llmesh.gateway.batch import batch_routes
+from llmesh.gateway.rows import AT_ONCE, infer_all
 
 from .conftest import FakeCatalogue, FakeNode, FakeRouter, label
 
@@ -109,6 +113,25 @@ async def test_a_batch_sent_again_is_run_once(client, router) -> None:
     first = await post(client, rows, **{"Idempotency-Key": "k"})
     assert await post(client, rows, **{"Idempotency-Key": "k"}) == first
     assert len(router.requests) == 2
+
+
+async def test_rows_beyond_what_all_answers_may_take_are_not_run(client, router, monkeypatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+    monkeypatch.setattr(module, "MOST_BYTES", 2500)
+    rows = [{"model": "m", "input": "x" * 1000}] * 6
+    _, body = await post(client, {"requests": rows})
+    assert [row.get("error", {}).get("code") for row in body["results"]] == [None] * 2 + [4004] * 4
+    assert len(router.requests) == 2
+
+
+async def test_rows_that_are_one_answer_fail_where_it_would_be_too_large(router, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 2500)
+    model = ModelRef.parse("m")
+    asked = [InferenceRequest(RequestId(f"{n:032x}"), model, {"text": "x" * 1000}, 9) for n in range(100)]
+    assert len(await infer_all(router, asked[:2], None)) == 2
+    with pytest.raises(TooLarge, match="fewer rows"):
+        await infer_all(router, asked, None)
+    assert len(router.requests) < len(asked)
 
 
 async def test_a_client_that_goes_cancels_every_row(client, router) -> None:
