@@ -69,7 +69,8 @@ class Caller:
     def count(self, what: Counted, cost: int = 1) -> None:
         """Count before doing it: each row of a batch and each stream is one inference.
 
-        Raises RateLimited where the limit has no room for all of `cost`; then nothing is counted.
+        Raises RateLimited where the limit has no room for all of `cost`, TooLarge where it never has; then
+        nothing is counted.
         """
         self.tally(what, cost)
 

@@ -9,7 +9,7 @@ from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from llmesh.errors import RateLimited
+from llmesh.errors import RateLimited, TooLarge
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.rates import Rate, Rates
 
@@ -46,10 +46,17 @@ class Limits:
         self._prune_at = PRUNE_AT
 
     def count(self, what: Counted, who: str, cost: int = 1) -> None:
-        """Count `cost` of something by `who`, all or nothing.  Raises OverLimit."""
+        """Count `cost` of something by `who`, all or nothing.
+
+        Raises OverLimit, and TooLarge for what would be over the limit at any time.
+        """
         item, rate = self._items.get(what), self._rates[what]
         if item is None or rate is None:
             return
+        if cost > rate.count:
+            raise TooLarge(
+                f"{cost} at once ({what}) are more than the limit of {rate} ever allows; ask for fewer."
+            )
         if len(self._storage.events) >= self._prune_at:
             self._prune()
         if not self._windows.hit(item, who, cost=cost):

@@ -9,7 +9,7 @@ import pytest
 import trio
 from quart_trio import QuartTrio
 
-from llmesh.errors import RateLimited, ValidationFailed
+from llmesh.errors import RateLimited, TooLarge, ValidationFailed
 from llmesh.gateway import limits as module
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.batch import batch_routes
@@ -62,6 +62,13 @@ def test_a_cost_is_counted_whole_or_not_at_all(clock: Clock) -> None:
     with pytest.raises(RateLimited):
         limits.count(Counted.DEPLOY, "node", 3)
     limits.count(Counted.DEPLOY, "node", 2)
+
+
+def test_what_no_window_could_take_is_not_to_be_tried_again(clock: Clock) -> None:
+    limits = Limits(Rates(inference=Rate(3, 60)))
+    with pytest.raises(TooLarge, match="4 at once"):
+        limits.count(Counted.INFERENCE, "a", 4)
+    limits.count(Counted.INFERENCE, "a", 3)
 
 
 def test_names_that_went_quiet_are_dropped(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,10 +134,12 @@ async def test_each_row_of_a_batch_is_one_and_so_is_each_text(router, node, cloc
     assert [row.get("error", {}).get("code") for row in rows] == [None] * 3 + [RateLimited.code] * 2
     clock.now += 61
     texts = {"model": "m", "input": ["x"] * 4}
-    assert (await client.post("/v1/embeddings", json=texts)).status_code == 429
+    assert (await client.post("/v1/embeddings", json=texts)).status_code == 413
     stream = {"model": "m", "prompt": "x", "stream": True}
     codes = [(await client.post("/v1/completions", json=stream)).status_code for _ in range(4)]
     assert codes == [200, 200, 200, 429]
+    texts = {"model": "m", "input": ["x"] * 3}
+    assert (await client.post("/v1/embeddings", json=texts)).status_code == 429
 
 
 def test_rates_are_read() -> None:
