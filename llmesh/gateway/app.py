@@ -178,8 +178,9 @@ def _more_may_come(asked: Request) -> bool:
 
 async def _stamp(meter: Meter, response: Response) -> Response:
     asked = _current()
-    route = asked.url_rule.rule if asked.url_rule else "none"
-    meter.count(Metric.HTTP_ANSWERS, asked.method, route, str(response.status_code))
+    # A method that no route takes may be any word, of which the meter would keep each.
+    method, route = (asked.method, asked.url_rule.rule) if asked.url_rule else ("none", "none")
+    meter.count(Metric.HTTP_ANSWERS, method, route, str(response.status_code))
     response.headers["X-Request-Id"] = asked.id
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response

@@ -102,6 +102,9 @@ async def test_inferences_are_counted_as_they_end(app: QuartTrio, node: FakeNode
 async def test_answers_are_counted_by_their_route(app: QuartTrio, node: FakeNode) -> None:
     await read(app)
     assert (await app.test_client().get("/nothing/" + "x" * 50)).status_code == 404
+    for number in range(3):
+        assert (await app.test_client().open("/metrics", method=f"WORD{number}")).status_code == 405
     assert node.meter.value(Metric.HTTP_ANSWERS, "GET", "/metrics", "200") == 1
-    assert node.meter.value(Metric.HTTP_ANSWERS, "GET", "none", "404") == 1
-    assert len(node.meter.counters[Metric.HTTP_ANSWERS]) == 2
+    assert node.meter.value(Metric.HTTP_ANSWERS, "none", "none", "404") == 1
+    assert node.meter.value(Metric.HTTP_ANSWERS, "none", "none", "405") == 3
+    assert len(node.meter.counters[Metric.HTTP_ANSWERS]) == 3
