@@ -34,7 +34,7 @@ class Room:
         """Raises TooLarge where there is none left, for a row that is not to be run."""
         if self._left <= 0:
             raise TooLarge(
-                f"The answers to this request take {MOST_BYTES >> 20} MiB already; ask for fewer rows at once."
+                f"The answers to a request take {MOST_BYTES >> 20} MiB already; send fewer rows at once."
             )
 
     def take(self, size: int) -> None:
