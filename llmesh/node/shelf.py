@@ -40,9 +40,9 @@ class Shelf:
     def __init__(
         self, store: Store, provider: Provider, announcer: Announcer, journal: Journal, events: Events
     ) -> None:
-        self._store = store
+        self.store = store
         self._provider = provider
-        self._announcer = announcer
+        self.announcer = announcer
         self._journal = journal
         self._events = events
         self._kept: set[ModelId] = set()
@@ -64,7 +64,7 @@ class Shelf:
 
     def incoming(self) -> AbstractAsyncContextManager[Incoming]:
         """Where a model is written piece by piece, to be deployed before the block ends."""
-        return self._store.incoming()
+        return self.store.incoming()
 
     async def recall(self) -> None:
         """Learn what is kept; before this nothing may make room in the store."""
@@ -78,7 +78,7 @@ class Shelf:
 
     async def _restore(self, kept: KeptOffer) -> None:
         try:
-            bundle = await self._store.open(kept.model_id, kept.graph)
+            bundle = await self.store.open(kept.model_id, kept.graph)
             await self._put_up(bundle, kept.card, kept.fee)
         except (MeshError, OSError) as error:
             reason = error.message if isinstance(error, MeshError) else str(error)
@@ -121,19 +121,19 @@ class Shelf:
                 await self._journal.commit(DropOffer(model))
                 self._kept.discard(model)
                 if self.serves(model):
-                    self._announcer.retract(model)
+                    self.announcer.retract(model)
                     await self._provider.remove(model)
-                await self._store.remove(model)
+                await self.store.remove(model)
 
     @asynccontextmanager
     async def _deposited(self, source: Path | bytes) -> AsyncGenerator[Bundle]:
-        before = {stored.id for stored in self._store.models()}
-        bundle = await deposit(self._store, source)
+        before = {stored.id for stored in self.store.models()}
+        bundle = await deposit(self.store, source)
         try:
             yield bundle
         except ValidationFailed:
             if bundle.id not in before and bundle.id not in self.in_use:
-                await self._store.remove(bundle.id)  # no model after all: it must not eat the quota
+                await self.store.remove(bundle.id)  # no model after all: it must not eat the quota
             raise
 
     async def _offer(self, bundle: Bundle, card: Card, fee: Amount, *changes: Change) -> ModelId:
@@ -161,16 +161,16 @@ class Shelf:
             offer.card.name,
             offer.card.version,
         ):
-            self._announcer.retract(offer.model_id)
-        self._announcer.offer(offer)
+            self.announcer.retract(offer.model_id)
+        self.announcer.offer(offer)
 
     async def _undo(self, bundle: Bundle, before: Offer | None) -> None:
         """What could not be announced or written down is served as before, or not at all."""
         with trio.CancelScope() as cleanup:
             cleanup.shield = True  # bounded by the worker's own end
-            self._announcer.retract(bundle.id)
+            self.announcer.retract(bundle.id)
             if before is None:
                 await self._provider.remove(bundle.id)
             else:
                 await self._provider.deploy(bundle, before.card, before.fee)
-                self._announcer.offer(before)
+                self.announcer.offer(before)
