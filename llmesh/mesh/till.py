@@ -42,13 +42,18 @@ from llmesh.journal.charge import RecordCharge
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.journal.outputs import pack_output, read_output
-from llmesh.journal.receipts import find_receipt, find_receipts
+from llmesh.journal.receipts import ForgetOutputs, find_receipt, find_receipts, oldest_output
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.accounts import PATIENCE, Account, Accounts
 
 __all__ = ["Bill", "Till"]
 
 log = logging.getLogger(__name__)
+
+OUTPUT_AGE = 3600.0
+"""Seconds for which an output is kept for a retry; its receipt stays."""
+TIDYING = 60.0
+"""Seconds between two looks for older ones."""
 
 _CUT = (trio.Cancelled, RequestTimeout, NetworkError)
 """How a block ends that its consumer has left, or given too little time."""
@@ -155,8 +160,20 @@ class Till:
         return answer
 
     async def run(self) -> None:
-        """Follow the ledger, until cancelled."""
-        await self._accounts.watch()
+        """Follow the ledger, and forget outputs that no retry will ask for any more, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._accounts.watch)
+            nursery.start_soon(self._forget)
+
+    async def _forget(self) -> None:
+        while True:
+            try:
+                before = self._clock() - OUTPUT_AGE
+                while (oldest := await self._journal.read(oldest_output)) is not None and oldest < before:
+                    await self._journal.commit(ForgetOutputs(before))
+            except TransactionFailed as error:
+                log.warning("old outputs are not forgotten yet: %s", error.message)
+            await trio.sleep(TIDYING)
 
     # --- admission
 

@@ -43,6 +43,7 @@ class Shop:
         self.ledger = MemoryLedger(GENESIS, BANK.sign, trio.current_time)
         self.journal = QuickJournal(peer("shop"))
         self.own = credentials("shop")
+        self.now = 0.0
         self.config = self.channel("ann")
         self.id = channel_id(self.config, CHAIN)
         self.restart()
@@ -53,7 +54,7 @@ class Shop:
 
     def restart(self) -> None:
         """As after a kill: memory is gone, the journal is not."""
-        self.till = Till(self.own, self.journal, self.ledger, lambda: START)
+        self.till = Till(self.own, self.journal, self.ledger, lambda: START + self.now)
         self.provider = Provider(peer("shop"), self.runtime, self.till)
 
     async def deploy(self) -> None:

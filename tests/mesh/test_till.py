@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from llmesh.core.amount import Amount
 from llmesh.core.channel import SyncRequest
-from llmesh.core.exchange import Completed, Event
+from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import AttemptId, ModelId, RequestId
 from llmesh.core.inference import Chunk
 from llmesh.core.payment import Confirm, Payment, Reconcile
@@ -308,6 +308,23 @@ async def test_only_its_payer_speaks_for_a_channel(
     good = Reconcile(shop.config, credentials("ann").binding(START), SyncRequest(None, None), Amount(0))
     with pytest.raises(ValidationFailed):
         await shop.provider.answer(change(shop, good), ANN)  # type: ignore[operator]
+
+
+async def test_an_output_is_kept_for_an_hour_and_its_receipt_longer(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
+    await shop.serve(shop.attempt(1, shop.voucher(100)))
+    shop.now = 3_500.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shop.till.run)
+        await trio.sleep(90)
+        assert len(await shop.serve(shop.attempt(1, None))) == 3
+        shop.now = 3_700.0
+        await trio.sleep(90)
+        nursery.cancel_scope.cancel()
+    accepted, completed = await shop.serve(shop.attempt(1, None))
+    assert isinstance(completed, Completed)
+    assert (accepted, await shop.charged()) == (Accepted(), 100)
 
 
 async def test_what_arrives_late_by_an_old_session_is_refused(shop: Shop, autojump_clock: MockClock) -> None:
