@@ -9,6 +9,8 @@ from quart import Response
 
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
+from llmesh.core.ids import ModelId
+from llmesh.core.model import ModelInfo
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import ModelBody, ModelsBody, ModelsQuery, decode_query, encode, mesh
 
@@ -17,6 +19,9 @@ __all__ = ["Catalogue", "get_models", "render_offer"]
 
 class Catalogue(Protocol):
     """Where offers are looked up."""
+
+    def info(self, model: ModelId) -> ModelInfo | None:
+        """What a model of this node takes and gives; None for one of others."""
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

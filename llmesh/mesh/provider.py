@@ -17,7 +17,7 @@ from llmesh.core.announcement import MAX_VARIANT, Offer
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
-from llmesh.core.model import Card
+from llmesh.core.model import Card, ModelInfo
 from llmesh.core.payment import Answer, Question, Reconcile
 from llmesh.core.pricing import FREE, check_quote
 from llmesh.core.receipt import SignedReceipt
@@ -41,12 +41,17 @@ class Provider:
         self._till = till
         self._offers: dict[ModelId, Offer] = {}
         self._bundles: dict[ModelId, Bundle] = {}
+        self._infos: dict[ModelId, ModelInfo] = {}
         self._admission = Admission(limits, peer_id)
 
     @property
     def offers(self) -> tuple[Offer, ...]:
         """What is on offer now, the latest last."""
         return tuple(self._offers.values())
+
+    def info(self, model: ModelId) -> ModelInfo | None:
+        """What a model on offer here takes and gives; None for one that is not."""
+        return self._infos.get(model) if model in self._offers else None
 
     def bundle(self, model: ModelId) -> Bundle | None:
         """Where the files of a model on offer are; None for one that is not."""
@@ -70,7 +75,7 @@ class Provider:
         offer = self._offers[info.id] = Offer(
             info.id, card, info.task, fee, info.variant[:MAX_VARIANT], info.execution
         )
-        self._bundles[info.id] = bundle
+        self._bundles[info.id], self._infos[info.id] = bundle, info
         return offer
 
     async def remove(self, model: ModelId) -> None:
@@ -81,6 +86,7 @@ class Provider:
         if self._offers.pop(model, None) is None:
             raise _not_here(model)
         self._bundles.pop(model, None)
+        self._infos.pop(model, None)
         await self._runtime.unload(model)
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from llmesh.core.encoding import Json, Tensor, Value
 from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.core.meter import Meter
-from llmesh.core.model import Card
+from llmesh.core.model import Card, ModelInfo
 from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan
 from llmesh.core.reference import ModelRef, model_name, model_version
@@ -228,6 +228,10 @@ class Node:
         cheapest = min(meant or found, key=lambda offer: offer.fee)
         bundle = await self._rooms.store.open(model)
         return await self._rooms.shelf.adopt(bundle, cheapest.card, cheapest.fee if fee is None else fee)
+
+    def info(self, model: ModelId) -> ModelInfo | None:
+        """What a model of its own takes and gives."""
+        return self._rooms.shelf.info(model)
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

@@ -16,7 +16,7 @@ import trio
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Offer
 from llmesh.core.ids import ModelId
-from llmesh.core.model import Card
+from llmesh.core.model import Card, ModelInfo
 from llmesh.errors import MeshError, ModelNotFound, ValidationFailed
 from llmesh.journal.offers import DropOffer, KeepOffer, KeptOffer, kept_offers
 from llmesh.journal.open import Journal
@@ -47,6 +47,10 @@ class Shelf:
         self._events = events
         self._kept: set[ModelId] = set()
         self._turn = trio.Lock()
+
+    def info(self, model: ModelId) -> ModelInfo | None:
+        """What a model on it takes and gives."""
+        return self._provider.info(model)
 
     @property
     def offers(self) -> tuple[Offer, ...]:

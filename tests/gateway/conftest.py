@@ -16,7 +16,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.exchange import Accepted
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Chunk, InferenceRequest, Result, Skipped, Usage
-from llmesh.core.model import Card
+from llmesh.core.model import Card, ModelInfo, TensorSpec
 from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.wishes import Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
@@ -103,6 +103,10 @@ def offer(name: str, fee: str) -> tuple[Offer, Announcement]:
 
 class FakeCatalogue:
     offers = (offer("sentiment-analyzer", "0.1"), offer("gpt-mini", "2"), offer("sentiment-xl", "0.5"))
+
+    def info(self, model: ModelId) -> ModelInfo | None:
+        spec = TensorSpec("x", "float32", ("batch", 3))
+        return ModelInfo(model, "raw-tensors", (spec,), (TensorSpec("y", "int64", (1,)),))
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

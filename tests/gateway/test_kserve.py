@@ -6,7 +6,8 @@ import contextlib
 import json
 import struct
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import ModelNotFound, ValidationFailed
 from llmesh.gateway.kserve.tensors import DATATYPES, Named, named_of, pack_texts, texts_of, to_tensor
+
+from .conftest import FakeCatalogue, offer
 
 
 def result(request: InferenceRequest, output: dict[str, Value]) -> Result:
@@ -49,7 +52,7 @@ async def double(request: InferenceRequest) -> Result:
     return result(request, {"y": Tensor(given.dtype, twice.shape, twice.tobytes())})
 
 
-Asked = Callable[..., Any]
+Asked: TypeAlias = Callable[..., Any]
 
 
 @pytest.fixture
@@ -149,6 +152,15 @@ async def test_failures_have_the_shape_of_the_protocol(ask: Asked, router) -> No
     router.answer = classify
     with pytest.raises(InferenceServerException, match="no output 'other'"):
         await ask("infer", "m", [texts(["a"], True)], outputs=wanted)
+
+
+async def test_the_tensors_of_an_own_graph_are_told(ask: Asked, app, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, said = offer("doubler", "0")
+    raw = replace(made, task="raw-tensors")
+    monkeypatch.setattr(FakeCatalogue, "offers", ((raw, said),))
+    told = await ask("get_model_metadata", "doubler")
+    assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+    assert told["outputs"] == [{"name": "y", "datatype": "INT64", "shape": [1]}]
 
 
 _TEXT = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}

@@ -17,7 +17,7 @@ from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.exchange import Accepted
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Chunk, InferenceRequest, Result, Usage
-from llmesh.core.model import Card
+from llmesh.core.model import Card, ModelInfo, TensorSpec
 from llmesh.core.ranking import Candidate, Plan
 from llmesh.core.wishes import Wishes
 from llmesh.errors import Conflict, ModelNotFound
@@ -102,6 +102,10 @@ class FakeMesh:
     async def plan(self, request: InferenceRequest, wishes: Wishes | None = None) -> Plan:
         [(offer, said)] = await self.search("", None, 1)
         return Plan((Candidate(PROVIDER, (), offer, said.stake, offer.fee),))
+
+    def info(self, model: ModelId) -> ModelInfo | None:
+        spec = TensorSpec("x", "float32", ("batch", 3))
+        return ModelInfo(model, "raw-tensors", (spec,), (TensorSpec("y", "int64", (1,)),))
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

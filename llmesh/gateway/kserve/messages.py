@@ -89,7 +89,7 @@ class TensorMetadata(Struct):
 
 
 class V2Model(Struct):
-    """What a model takes and gives; both lists are empty where its provider has not said."""
+    """What a model takes and gives; both lists are empty for tensors of a peer's model."""
 
     name: str
     versions: list[str]

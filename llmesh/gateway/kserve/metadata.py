@@ -8,7 +8,14 @@ from quart import Response
 
 from llmesh import __version__
 from llmesh.core.announcement import Announcement, Offer
-from llmesh.core.model import EMBEDDINGS, TEXT_CLASSIFICATION, TEXT_GENERATION, TOKEN_CLASSIFICATION
+from llmesh.core.model import (
+    EMBEDDINGS,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    ModelInfo,
+    TensorSpec,
+)
 from llmesh.core.reference import ModelRef
 from llmesh.errors import ModelNotFound, NodeBusy
 from llmesh.gateway.kserve.messages import (
@@ -18,6 +25,7 @@ from llmesh.gateway.kserve.messages import (
     TensorMetadata,
     V2Model,
 )
+from llmesh.gateway.kserve.tensors import datatype_of
 from llmesh.gateway.models import Catalogue
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import MAX_MODELS, encode
@@ -67,9 +75,27 @@ async def get_model(catalogue: Catalogue, request: Request) -> Response:
     ref = ref_of(request)
     found = await _offers(catalogue, ref)
     versions = sorted({offer.card.version for offer, _ in found})
-    task = found[0][0].task
-    outputs = _OUTPUTS.get(task, [])
-    return _json(V2Model(ref.name, versions, "onnxruntime_onnx", [_TEXT] if outputs else [], outputs))
+    inputs, outputs = _signature(found[0][0].task, _own_info(catalogue, found))
+    return _json(V2Model(ref.name, versions, "onnxruntime_onnx", inputs, outputs))
+
+
+def _own_info(catalogue: Catalogue, found: Sequence[tuple[Offer, Announcement]]) -> ModelInfo | None:
+    infos = (catalogue.info(offer.model_id) for offer, _ in found)
+    return next((info for info in infos if info is not None), None)
+
+
+def _signature(task: str, info: ModelInfo | None) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
+    """The tensors of a task on texts, or those of a graph where it is this node's own."""
+    if task in _OUTPUTS:
+        return [_TEXT], _OUTPUTS[task]
+    if info is None:
+        return [], []
+    return [_told(spec) for spec in info.inputs], [_told(spec) for spec in info.outputs]
+
+
+def _told(spec: TensorSpec) -> TensorMetadata:
+    shape = [length if isinstance(length, int) else -1 for length in spec.shape]
+    return TensorMetadata(spec.name, datatype_of(spec.dtype), shape)
 
 
 async def get_model_ready(catalogue: Catalogue, request: Request) -> Response:

@@ -58,8 +58,8 @@ class Named:
 
 
 def datatype_of(dtype: str) -> str:
-    """The protocol's name of an element type of ours."""
-    return _NAMES[dtype]
+    """The protocol's name of an element type of ours; texts for any other."""
+    return _NAMES.get(dtype, TEXTS)
 
 
 def to_tensor(name: str, datatype: str, shape: Sequence[int], data: Json | bytes) -> Tensor:
