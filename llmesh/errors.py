@@ -214,9 +214,13 @@ def error_from_code(
     remote: bool = True,
     retry_after: float | None = None,
 ) -> MeshError:
-    """The error a code stands for; an unknown code survives as an `UnknownError` that carries it."""
+    """The error a code stands for; an unknown code survives as an `UnknownError` that carries it.
+
+    The message may be anybody's and ends in logs and terminals: what is not printable becomes `?`.
+    """
+    printable = "".join(each if each.isprintable() else "?" for each in message)
     error = ERRORS.get(code, UnknownError)(
-        message, request_id=request_id, peer_id=peer_id, remote=remote, retry_after=retry_after
+        printable, request_id=request_id, peer_id=peer_id, remote=remote, retry_after=retry_after
     )
     if error.code != code:
         error.code = code  # type: ignore[misc]  # the one row whose code is data

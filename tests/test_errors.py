@@ -55,6 +55,11 @@ def test_an_unknown_code_survives() -> None:
     assert error.try_next()
 
 
+def test_what_others_say_cannot_steer_a_terminal_nor_forge_a_line_of_the_log() -> None:
+    told = error_from_code(2004, "It broke\n12:00 INFO all is well\x1b]52;c;eA==\x07 \u9519\u8bef")
+    assert told.message == "It broke?12:00 INFO all is well?]52;c;eA==? \u9519\u8bef"
+
+
 @pytest.mark.parametrize(
     ("code", "ours", "theirs"),
     [

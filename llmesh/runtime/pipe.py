@@ -285,8 +285,7 @@ def _error(content: Any, _: memoryview) -> MeshError:
     code, message = _list(content, 2)
     if code not in _MAY_SAY:
         raise ValueError("a code that is not a worker's to say")
-    printable = "".join(c if c.isprintable() else "?" for c in _text(message, _MAX_MESSAGE))
-    return error_from_code(code, printable, remote=False)
+    return error_from_code(code, _text(message, _MAX_MESSAGE), remote=False)
 
 
 _DECODERS: dict[str, Callable[[Any, memoryview], Event]] = {

@@ -15,8 +15,10 @@ from typing import Any
 
 import click
 import pytest
+import trio
 from click.testing import CliRunner
 from llmesh_sdk import InferenceResult
+from llmesh_sdk.results import StreamChunk
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
@@ -215,6 +217,41 @@ async def test_a_receipt_is_waited_for(
     price = "free" if fee == "0" else "0.5 MESH"
     assert told.startswith(f"m by {OTHER}: {price}, 12 ms\nrequest r: {line}")
     assert not gateway.later["GET /api/v1/receipts/r"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_a_text_cannot_steer_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    hostile = "a\tb\x1b]52;c;eA==\x07\x9b31m\n\U0001f468\u200d\U0001f469"
+
+    class Stream:
+        result = InferenceResult(
+            {"label": hostile}, "m", ModelId(ID), Amount(0), PeerId(OTHER), 1.0, RequestId("r")
+        )
+
+        def __init__(self, *texts: str) -> None:
+            self.texts = list(texts)
+
+        def __aiter__(self) -> Stream:
+            return self
+
+        async def __anext__(self) -> StreamChunk:
+            await trio.lowlevel.checkpoint()
+            if not self.texts:
+                raise StopAsyncIteration
+            return StreamChunk(0, self.texts.pop(0))
+
+    for texts in ((hostile,), ()):
+        with monkeypatch.context() as patched:
+            patched.setattr(run_module.sys.stdout, "isatty", lambda: terminal)
+            await run_module._as_text(Stream(*texts))
+        said = capsys.readouterr().out
+        assert ("\x1b" in said, "\x9b" in said, "\ufffd" in said) == (
+            (False, False, True) if terminal else (True, True, False)
+        )
+        assert "a\tb" in said
+        assert "\U0001f468\u200d\U0001f469" in said
 
 
 def test_the_environment_names_the_gateway_and_the_key(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from decimal import Decimal
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from llmesh.node.desk import Desk
 
 __all__ = ["run"]
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but for tab and line feed."""
 
 LOOKS, PAUSE = 8, 0.25
 """How often, and after how many seconds, a receipt is looked for that should be there."""
@@ -117,7 +121,7 @@ async def _as_text(stream: InferenceStream) -> None:
     """The text as it comes; of an answer that is none, each value by its name."""
     last = ""
     async for piece in stream:
-        click.echo(piece.text, nl=False)
+        click.echo(_shown(piece.text), nl=False)
         last = piece.text or last
     if last:
         click.echo(nl=not last.endswith("\n"))
@@ -125,7 +129,12 @@ async def _as_text(stream: InferenceStream) -> None:
     output = stream.result.output
     for name, value in output.items():
         shown = value if isinstance(value, str) else as_text(value, indent=None)
-        click.echo(shown if len(output) == 1 else f"{name}: {shown}")
+        click.echo(_shown(shown if len(output) == 1 else f"{name}: {shown}"))
+
+
+def _shown(text: str) -> str:
+    """A model's text, for a terminal without the characters that would steer it."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text) if sys.stdout.isatty() else text
 
 
 async def _as_lines(stream: InferenceStream) -> None:
