@@ -44,7 +44,7 @@ class Connection(HeldBack):
     """One request and its answer, which may be live."""
 
     async def _send_response(self, send: ASGISendCallable, response: Response | WerkzeugResponse) -> None:
-        if isinstance(response, Live):
+        if isinstance(response, Live) and self.scope["method"] != "HEAD":
             await self._send_live(send, response)
         elif isinstance(response, Response) and isinstance(response.response, DataBody):
             await _send_whole(send, response, response.response.data)

@@ -166,6 +166,13 @@ async def test_more_listeners_than_there_is_room_for_are_refused(http, monkeypat
         assert (second.status_code, second.json()["code"]) == (503, 2003)
 
 
+async def test_who_asks_for_the_head_of_events_gets_it_and_listens_to_none(http, node) -> None:
+    with trio.fail_after(2):
+        answer = await http.head("/api/v1/events")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream")
+    assert not node.events._subscriptions
+
+
 async def test_silence_is_broken_by_a_comment_and_a_void_key_ends_it(http, monkeypatch) -> None:
     monkeypatch.setattr(server_sent, "STILL_HERE", 0.01)
     async with http.stream("GET", "/api/v1/events") as answer:
