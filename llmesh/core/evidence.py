@@ -1,7 +1,8 @@
 """Evidence: what proves by signatures alone that a provider cheated, so that its stake may be taken.
 
 Only what nobody can be made to sign by mistake counts: two receipts for one attempt that differ, and a
-receipt that charges more than its own signed terms, or for another model.
+receipt that charges more than its own signed terms, or for another model.  Receipts of what cost nothing
+prove no double dealing: free work is done anew as often as it is asked for, and signed anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TypeAlias
 
 from llmesh import crypto
 from llmesh.core.address import Address
-from llmesh.core.receipt import RECEIPT_BYTES, SignedReceipt, check_receipt, read_receipt
+from llmesh.core.receipt import NO_CHARGE, RECEIPT_BYTES, SignedReceipt, check_receipt, read_receipt
 from llmesh.core.terms import TERMS_BYTES, SignedTerms, check_terms, read_terms, terms_digest
 from llmesh.core.typed import Chain
 from llmesh.errors import ValidationFailed
@@ -80,6 +81,8 @@ def _equivocator(evidence: Equivocation, chain: Chain) -> Address:
     same = (first.provider, first.attempt, first.charge.channel)
     if same != (second.provider, second.attempt, second.charge.channel):
         raise ValidationFailed("The receipts are of two providers, attempts or channels.")
+    if first.charge.channel == NO_CHARGE.channel:
+        raise ValidationFailed("The receipts are for free work, which may be done twice.")
     if first == second:
         raise ValidationFailed("The receipts say the same.")
     return first.provider

@@ -214,6 +214,7 @@ def signed(receipt: Receipt) -> SignedReceipt:
     return sign_receipt(receipt, CHAIN, SIGN_AS_PROVIDER)
 
 
+FREE = receipt_for(attempt(1), NO_CHARGE, offer=NO_OFFER)
 OTHER_OUTPUT = signed(replace(RECEIPT.receipt, work=replace(WORK, output_digest=bytes(32))))
 ELSEWHERE = receipt_for(attempt(1), replace(RECEIPT.charge, channel=ChannelId(b"d" * 32)), offer=OFFER)
 TOO_DEAR = receipt_for(attempt(2), Charge(CHANNEL, 4, micro(101), micro(401)), offer=OFFER)
@@ -242,6 +243,7 @@ def test_a_cheat_is_convicted(evidence: Evidence) -> None:
     "evidence",
     [
         Equivocation(RECEIPT, RECEIPT),
+        Equivocation(FREE, signed(replace(FREE.receipt, issued_at=1))),
         Equivocation(RECEIPT, signed(replace(RECEIPT.receipt, attempt=attempt(1, 2)))),
         Equivocation(RECEIPT, ELSEWHERE),
         Equivocation(RECEIPT, sign_receipt(OTHER_OUTPUT.receipt, CHAIN, SIGN_AS_STRANGER)),
