@@ -11,6 +11,7 @@ import apsw
 from llmesh.core.amount import Amount
 from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
 from llmesh.core.receipt import SignedReceipt, read_receipt
+from llmesh.core.voucher import ChannelId
 from llmesh.errors import Conflict, TooLarge
 from llmesh.journal.columns import Side, pack_amount
 
@@ -22,7 +23,7 @@ __all__ = [
     "ReceiptRow",
     "Spending",
     "StoreReceipt",
-    "attempts_of",
+    "charged_attempts",
     "find_receipt",
     "find_receipts",
     "oldest_output",
@@ -39,7 +40,7 @@ FORGOTTEN_AT_ONCE = 500
 
 _DAY = 86_400
 _SELECT = "SELECT side, peer, signed, output FROM receipt"
-_OF_ATTEMPT = f"{_SELECT} WHERE request = ? AND attempt = ? AND side = ? AND peer = ?"
+_OF_ATTEMPT = f"{_SELECT} WHERE request = ? AND attempt = ? AND side = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +121,31 @@ class Spending:
     count: int
 
 
-def find_receipt(db: apsw.Connection, side: Side, peer: PeerId, attempt: AttemptId) -> ReceiptRow | None:
-    """The receipt of one attempt; an id that another peer used means nothing here."""
-    return next(map(_receipt, db.execute(_OF_ATTEMPT, (*attempt, side, peer))), None)
+def find_receipt(
+    db: apsw.Connection, side: Side, peer: PeerId, attempt: AttemptId, channel: ChannelId | None = None
+) -> ReceiptRow | None:
+    """The receipt of one attempt; an id that another peer used means nothing here.
+
+    Unless it was on `channel`: an account may come back by another node, and what it has a receipt for
+    is never signed for a second time.
+    """
+    rows = [_receipt(row) for row in db.execute(_OF_ATTEMPT, (*attempt, side))]
+    ours = [row for row in rows if row.signed.charge.channel == channel] or rows
+    return next((row for row in ours if channel == row.signed.charge.channel or row.peer == peer), None)
 
 
-def attempts_of(db: apsw.Connection, side: Side, peer: PeerId, limit: int) -> list[AttemptId]:
-    """Attempts with a receipt between this node and a peer, at most `limit` of them, in no order."""
-    query = "SELECT request, attempt FROM receipt WHERE side = ? AND peer = ? LIMIT ?"
-    return [
-        AttemptId(RequestId(request), number) for request, number in db.execute(query, (side, peer, limit))
-    ]
+def charged_attempts(db: apsw.Connection, limit: int) -> list[AttemptId]:
+    """Attempts that this node gave a receipt for, at most `limit` of them, in no order."""
+    query = "SELECT request, attempt FROM receipt WHERE side = 'provider' LIMIT ?"
+    return [AttemptId(RequestId(request), number) for request, number in db.execute(query, (limit,))]
 
 
 def find_receipts(
-    db: apsw.Connection, side: Side, peer: PeerId, attempts: Iterable[AttemptId]
+    db: apsw.Connection, side: Side, peer: PeerId, attempts: Iterable[AttemptId], channel: ChannelId
 ) -> dict[AttemptId, SignedReceipt]:
-    """The receipts of those attempts that have one, for a Sync."""
-    found = (find_receipt(db, side, peer, attempt) for attempt in attempts)
-    return {row.signed.attempt: row.signed for row in found if row}
+    """The receipts of those attempts that have one on that channel, for a Sync."""
+    found = (find_receipt(db, side, peer, attempt, channel) for attempt in attempts)
+    return {row.signed.attempt: row.signed for row in found if row and row.signed.charge.channel == channel}
 
 
 def receipts_of(db: apsw.Connection, request: RequestId) -> list[ReceiptRow]:

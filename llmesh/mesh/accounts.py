@@ -13,14 +13,13 @@ import trio
 
 from llmesh.core.amount import Amount
 from llmesh.core.channel import ProviderChannel
-from llmesh.core.ids import AttemptId, PeerId
+from llmesh.core.ids import PeerId
 from llmesh.core.typed import Chain
 from llmesh.core.voucher import ChannelConfig, ChannelId
 from llmesh.errors import InsufficientBalance, TransactionFailed
 from llmesh.journal.channels import AddChannel, ChannelRow, find_channel
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
-from llmesh.journal.receipts import attempts_of
 from llmesh.ledger.ledger import Ledger
 
 __all__ = ["PATIENCE", "Account", "Accounts"]
@@ -29,8 +28,6 @@ PATIENCE = 5.0
 """Seconds for a deposit to show in this node's copy of the ledger, or for a commit to be taken."""
 PAUSE = 0.2
 """Seconds between two looks at what the ledger says of the channels."""
-SEEN = 50_000
-"""Attempts of a peer that are known, by their hashes, to have a receipt; with more the Journal is asked."""
 KEPT = 1024
 """Channels that are held in memory though nothing runs on them."""
 
@@ -44,21 +41,6 @@ class Account:
     repairing: trio.Lock = field(default_factory=trio.Lock)
     repairs: int = 0
     damaged: bool = False
-    seen: set[int] | None = None
-
-    def may_have_charged(self, attempt: AttemptId) -> bool:
-        """Whether the Journal has to be asked for a receipt of this attempt."""
-        return self.seen is None or hash(attempt) in self.seen
-
-    def saw(self, attempt: AttemptId) -> None:
-        """The Journal has a receipt of this attempt."""
-        if self.seen is not None:
-            self.seen.add(hash(attempt))
-
-    def belongs_to(self, peer: PeerId) -> None:
-        """From now on that peer draws on it; receipts are kept by peer."""
-        if peer != self.peer:
-            self.peer, self.seen = peer, None
 
 
 class Accounts:
@@ -92,8 +74,6 @@ class Accounts:
             return None
         channel = ProviderChannel(row.config, self._chain, row.deposit, row.provider_books)
         account = Account(row.peer, channel)
-        charged = await self._journal.read(attempts_of, Side.PROVIDER, row.peer, SEEN + 1)
-        account.seen = set(map(hash, charged)) if len(charged) <= SEEN else None
         await self._look(account)
         account = self._accounts.setdefault(mark, account)  # another may have been quicker
         self._drop_idle()

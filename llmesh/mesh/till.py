@@ -28,6 +28,7 @@ from llmesh.core.receipt import NO_CHARGE, NO_OFFER, Charge, Receipt, SignedRece
 from llmesh.core.terms import SignedTerms
 from llmesh.core.voucher import channel_id
 from llmesh.errors import (
+    Conflict,
     InsufficientBalance,
     MeshError,
     ModelFailed,
@@ -45,6 +46,7 @@ from llmesh.journal.outputs import pack_output, read_output
 from llmesh.journal.receipts import ForgetOutputs, find_receipt, find_receipts, oldest_output
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.accounts import PATIENCE, Account, Accounts
+from llmesh.mesh.charges import Charges
 
 __all__ = ["Bill", "Till"]
 
@@ -95,6 +97,7 @@ class Till:
         self._journal = journal
         self._clock = clock
         self._accounts = Accounts(credentials.chain, journal, ledger)
+        self._charges = Charges(journal)
         self._closed = False
 
     def close(self) -> None:
@@ -148,10 +151,10 @@ class Till:
         account = await self._accounts.find(mark)
         if account is None:
             account = await self._accounts.open(asked.config, mark, consumer.peer_id)
-        account.belongs_to(consumer.peer_id)
+        account.peer = consumer.peer_id
         await self._accounts.see_deposit(account, asked.deposit)
         channel, lost = account.channel, asked.request.lost
-        stored = await self._journal.read(find_receipts, Side.PROVIDER, consumer.peer_id, lost)
+        stored = await self._journal.read(find_receipts, Side.PROVIDER, consumer.peer_id, lost, mark)
         before = channel.best, channel.last
         answer = channel.sync(asked.request, stored, consumer.session)
         if (channel.best, channel.last) != before:
@@ -188,14 +191,14 @@ class Till:
         account = await self._accounts.find(payment.channel)
         if account is None or account.peer != consumer.peer_id:
             raise InsufficientBalance("This node knows no such channel of yours; reconcile it first.")
-        row = None
-        if account.may_have_charged(attempt.id):
-            row = await self._journal.read(find_receipt, Side.PROVIDER, consumer.peer_id, attempt.id)
+        mark, peer = payment.channel, consumer.peer_id
+        row = await self._charges.find(peer, mark, attempt.id)
         voucher, stored = payment.voucher, row.signed if row else None
         bill.stored = account.channel.admit(attempt.id, bill.fee, voucher, consumer.session, stored)
         bill.account = account
-        if bill.stored is not None and row is not None and row.output is not None:
-            bill.output = read_output(row.output)
+        if bill.stored is not None:
+            _refuse_other(bill.stored, attempt, payment)
+            bill.output = read_output(row.output) if row and row.output is not None else None
 
     def _terms(self, offer: Offer, digest: bytes) -> SignedTerms:
         terms = self.credentials.known_terms(offer, digest, self._clock())
@@ -255,7 +258,7 @@ class Till:
             if isinstance(error, MeshError):
                 raise TransactionFailed(f"The charge could not be made durable: {error.message}") from error
             raise
-        account.saw(bill.attempt.id)
+        self._charges.add(bill.attempt.id)
         channel.committed(receipt)
         return receipt
 
@@ -264,6 +267,14 @@ class Till:
         offer = bill.paid.offer if bill.paid else NO_OFFER
         receipt = Receipt(own.signer.address, bill.attempt.id, offer, work, charge, int(self._clock()))
         return sign_receipt(receipt, own.chain, own.signer.sign)
+
+
+def _refuse_other(stored: SignedReceipt, attempt: Attempt, payment: Payment) -> None:
+    """Raise Conflict where an attempt was charged for something else than it asks for now."""
+    work = stored.receipt.work
+    asked = attempt.model_id, values_digest(attempt.input), payment.channel
+    if (work.model, work.input_digest, stored.charge.channel) != asked:
+        raise Conflict(f"Attempt {attempt.number} at this request was charged already, for another input.")
 
 
 def _done(bill: Bill, output: Mapping[str, Value]) -> tuple[Work, bytes | None]:

@@ -331,3 +331,35 @@ async def test_what_arrives_late_by_an_old_session_is_refused(shop: Shop, autoju
     await shop.reconcile(consumer=ANN._replace(session=9))
     with pytest.raises(Conflict, match="newer session"):
         await shop.serve(shop.attempt(1, shop.voucher(100)))
+
+
+async def test_what_is_charged_is_not_signed_again_though_the_payer_comes_by_another_node(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
+    """Two receipts for one attempt on one channel would cost the provider its stake."""
+    first = await shop.serve(shop.attempt(1, shop.voucher(100)))
+    shop.restart()
+    await shop.deploy()
+    bound = replace(credentials("ann"), node=BOB.peer_id, sign_as_node=credentials("bob").sign_as_node)
+    asked = Reconcile(
+        shop.config, bound.binding(START), SyncRequest(None, None, (shop.attempt(1, None).id,)), Amount(0)
+    )
+    answer = await shop.provider.answer(asked, BOB)
+    assert isinstance(first[-1], Completed)
+    assert getattr(answer, "charged", None) == (first[-1].receipt,)
+    again = await shop.serve(shop.attempt(1, shop.voucher(200)), BOB)
+    assert isinstance(again[-1], Completed)
+    assert again[-1].receipt == first[-1].receipt
+    assert (await shop.charged(), shop.runtime.started) == (100, 1)
+
+
+async def test_an_attempt_that_was_charged_is_not_answered_for_another_input(
+    shop: Shop, autojump_clock: MockClock
+) -> None:
+    await shop.serve(shop.attempt(1, shop.voucher(100)))
+    for _ in range(2):
+        with pytest.raises(Conflict, match="another input"):
+            await shop.serve(shop.attempt(1, shop.voucher(200), text="four five"))
+        shop.restart()
+        await shop.deploy()
+    assert (await shop.charged(), shop.runtime.started) == (100, 1)
