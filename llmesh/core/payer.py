@@ -17,7 +17,7 @@ from llmesh.core.ids import AttemptId
 from llmesh.core.receipt import SignedReceipt
 from llmesh.core.typed import Chain, Sign
 from llmesh.core.voucher import ChannelConfig, SignedVoucher, Voucher, channel_id, check_voucher, sign_voucher
-from llmesh.errors import InsufficientBalance, NodeBusy, ValidationFailed
+from llmesh.errors import Conflict, InsufficientBalance, NodeBusy, ValidationFailed
 
 __all__ = ["AHEAD", "PayerBooks", "PayerChannel", "window"]
 
@@ -67,6 +67,7 @@ class PayerChannel:
         self._in_flight: dict[AttemptId, Amount] = {}
         self._lost: dict[AttemptId, None] = {}
         self._over: OrderedDict[AttemptId, None] = OrderedDict()
+        self._adopted = NOTHING
 
     @property
     def reserved(self) -> Amount:
@@ -97,11 +98,13 @@ class PayerChannel:
         """Hold the quote of a new attempt; the voucher that covers it, signed only if the last one does not.
 
         Raises, changing nothing: NodeBusy while the window is full, InsufficientBalance where the deposit
-        does not cover it, ValidationFailed on a broken channel, RuntimeError before the first sync or for
-        an attempt that was reserved before.
+        does not cover it, ValidationFailed on a broken channel, Conflict for an attempt that was reserved
+        before, RuntimeError before the first sync.
         """
-        if not self.synced or attempt in self._in_flight or attempt in self._over:
-            raise RuntimeError("The channel is not in step, or the attempt is not new.")
+        if not self.synced:
+            raise RuntimeError("The channel is not in step.")
+        if attempt in self._in_flight or attempt in self._over:
+            raise Conflict(f"Attempt {attempt.number} at this request was made before.")
         if self.broken:
             raise ValidationFailed(self.broken)
         if not self.room:
@@ -185,11 +188,12 @@ class PayerChannel:
             self._break(f"The provider has charged {charged} MESH where {Amount(known)} was asked for.")
 
     def _count(self, signed: SignedReceipt) -> None:
+        """What was adopted as spent has in it all that was charged before."""
         self.release(signed.attempt)
-        books = self.books
+        books, new = self.books, signed.charge.cumulative > self._adopted
         self.books = replace(
             books,
-            spent=books.spent + signed.charge.price,
+            spent=books.spent + signed.charge.price if new else books.spent,
             last=_later(books.last, signed),
             good=books.good + 1,
         )
@@ -232,6 +236,7 @@ class PayerChannel:
             raise ValidationFailed("More is said to be under way than this node ever authorised.")
         self.books = replace(books, spent=spent, signed=signed, last=last)
         self._in_flight, self._lost = running, dict.fromkeys(running)
+        self._adopted = spent
         self.synced = True
 
     def _break(self, why: str) -> None:

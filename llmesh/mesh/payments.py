@@ -31,7 +31,6 @@ from llmesh.errors import (
     RequestTimeout,
     TransactionFailed,
 )
-from llmesh.journal.channels import Reservation, Reserve
 from llmesh.journal.columns import Side
 from llmesh.journal.purse import DurablePurse
 from llmesh.journal.receipts import ReceiptRow, StoreReceipt
@@ -72,7 +71,6 @@ class Payments:
 
     def __init__(self, tabs: Tabs) -> None:
         self.tabs = tabs
-        self._wake = trio.Event()
         self._numbers: OrderedDict[RequestId, int] = OrderedDict()
 
     def number(self, request: RequestId) -> int:
@@ -148,8 +146,8 @@ class Payments:
                     if not tab.resolving:
                         tab.resolving = True
                         nursery.start_soon(self._resolve, tab)
-                await self._wake.wait()
-                self._wake = trio.Event()
+                await self.tabs.doubt.wait()
+                self.tabs.doubt = trio.Event()
 
     async def _resolve(self, tab: Tab) -> None:
         pause = SOON
@@ -184,13 +182,9 @@ class Payments:
                 purchase.tab.session = None
             self._release(purchase)
             return
-        tab, attempt = purchase.tab, purchase.attempt
-        tab.channel.lose(attempt)
-        tab.doubtful[attempt] = purchase.purse
-        since = self.tabs.settings.clock()
-        self.tabs.backlog.add(Reserve(Reservation(tab.channel.id, attempt, purchase.quote, since)))
+        tab = purchase.tab
+        self.tabs.lose(tab, purchase.attempt, purchase.quote, purchase.purse)
         tab.room.unpark_all()  # who waits there may find that the provider is gone
-        self._wake.set()
 
     def _release(self, purchase: Purchase) -> None:
         purchase.settled = True

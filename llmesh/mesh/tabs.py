@@ -33,6 +33,8 @@ from llmesh.journal.channels import (
     RecordDeposit,
     RecordPayerBooks,
     ReleaseReservation,
+    Reservation,
+    Reserve,
     all_channels,
     reservations,
 )
@@ -94,7 +96,7 @@ class Tab:
 
 
 class Tabs:
-    """All of them; `load` first."""
+    """All of them; `load` first.  `doubt` is set when one has an attempt of unknown outcome."""
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class Tabs:
         self.credentials = credentials
         self.settings = settings
         self.backlog = Backlog(journal)
+        self.doubt = trio.Event()
         self._ledger = ledger
         self._journal = journal
         self._teller = teller
@@ -127,6 +130,14 @@ class Tabs:
         for reservation in await self._journal.read(reservations):
             if reservation.channel in held:
                 held[reservation.channel].doubtful[reservation.attempt] = None
+
+    def lose(self, tab: Tab, attempt: AttemptId, quote: Amount, purse: DurablePurse | None) -> None:
+        """Nobody knows what became of an attempt: it stays held until its provider has told."""
+        tab.channel.lose(attempt)
+        tab.doubtful[attempt] = purse
+        reservation = Reservation(tab.channel.id, attempt, quote, self.settings.clock())
+        self.backlog.add(Reserve(reservation))
+        self.doubt.set()
 
     def doubtful(self) -> Iterator[Tab]:
         """Those with attempts of unknown outcome."""
@@ -238,6 +249,9 @@ class Tabs:
         charged = {receipt.attempt: receipt for receipt in answer.charged}
         for attempt in set(asked.lost) - {attempt for attempt, _ in answer.running}:
             self._settle(tab, attempt, charged.get(attempt))
+        for attempt, quote in answer.running:
+            if attempt in channel.lost and attempt not in tab.doubtful:  # of an earlier life of this node
+                self.lose(tab, attempt, quote, None)
         tab.session = session
         tab.room.unpark_all()
 

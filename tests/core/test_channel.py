@@ -82,10 +82,10 @@ def test_a_refused_request_leaves_its_voucher_usable() -> None:
 def test_an_attempt_is_reserved_once() -> None:
     consumer = payer()
     consumer.reserve(attempt(1), micro(10), SIGN_AS_PAYER)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(Conflict):
         consumer.reserve(attempt(1), micro(10), SIGN_AS_PAYER)
     consumer.release(attempt(1))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(Conflict):
         consumer.reserve(attempt(1), micro(10), SIGN_AS_PAYER)
 
 
@@ -427,6 +427,21 @@ def test_a_payer_that_lost_everything_recovers_what_it_spent_from_its_provider()
     newborn.sync(asked, seller.sync(asked, {}, 1))
     assert newborn.books.spent == micro(30)
     pay(newborn, seller, attempt(4))
+
+
+def test_a_receipt_that_an_adopted_sum_has_in_it_is_not_counted_again() -> None:
+    consumer, seller = payer(), provider()
+    pay(consumer, seller, attempt(1))
+    newborn = payer(books=PayerBooks())
+    asked = newborn.sync_request()
+    newborn.sync(asked, seller.sync(asked, {}, 1))
+    voucher = newborn.reserve(attempt(1), micro(10), SIGN_AS_PAYER)
+    stored = seller.admit(attempt(1), micro(10), voucher, 1)
+    assert stored is not None
+    newborn.ack(stored)
+    assert (newborn.books.spent, newborn.reserved, seller.charged) == (micro(10), micro(0), micro(10))
+    pay(newborn, seller, attempt(2))
+    assert newborn.books.spent == seller.charged == micro(20)
 
 
 def test_what_was_claimed_counts_as_charged() -> None:

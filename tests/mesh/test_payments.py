@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, TypeAlias
@@ -254,6 +254,32 @@ async def test_what_is_not_known_is_kept_over_a_restart_and_shown(
             assert list(tabs.doubtful()) == []
         assert await ann.journal.read(reservations) == []
         assert charged(bob) == FEE
+
+
+async def test_what_still_runs_for_an_earlier_life_makes_room_when_it_ends(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob", runtime=EchoRuntime(delay=3.0))
+        await bob.deploy("senti", "a", fee="0.1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ann.router.infer, request())
+            await trio.sleep(1)
+            async with second_life(ann, mesh) as (router, tabs):
+                assert (await router.infer(request())).fee == FEE
+                assert list(tabs.doubtful()) == []
+
+
+@asynccontextmanager
+async def second_life(node: Node, mesh: Mesh) -> AsyncGenerator[tuple[Router, Tabs]]:
+    """A payer that knows no more than its journal, and forgot what it had begun last."""
+    teller = Teller(mesh.ledger, node.journal, node.credentials.signer, clock)
+    settings = PaymentSettings(clock=clock)
+    tabs = Tabs(node.credentials, mesh.ledger, node.journal, teller, node.sessions, settings)
+    async with open_payments(tabs) as payments, trio.open_nursery() as nursery:
+        nursery.start_soon(payments.run)
+        yield Router(node.provider, node.sessions, mesh.board, node.reputation, payments), tabs
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_stranger_is_trusted_with_one_attempt_at_a_time(
