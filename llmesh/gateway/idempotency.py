@@ -7,8 +7,8 @@ cancelled hands over to whoever waits.
 
 Answers are kept in memory for a day.  What must outlast that, and a restart, is that nothing is paid
 twice, and this the id of the request sees to: it is made from the caller, the key and the request
-itself, so a retry is the same request to the provider, which answers it with the receipt and the
-output that it stored.
+itself, so a retry goes to the provider that was paid for it, which answers with the receipt and the
+output that it stored.  Only where it is gone, or has not kept the output, is another one paid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import trio
 from quart import Response
 from werkzeug.datastructures import Headers
 
-from llmesh.core.ids import RequestId
+from llmesh.core.ids import RequestId, keyed_id
 from llmesh.errors import Conflict, MeshError, NodeBusy, ValidationFailed
 from llmesh.gateway.request import Request
 
@@ -186,4 +186,4 @@ def _derived(request: Request, key: str, fingerprint: bytes) -> RequestId:
     for part in (request.caller_name, request.method, request.path, key):
         digest.update(f"{len(part)}:{part}".encode())
     digest.update(fingerprint)
-    return RequestId(digest.hexdigest())
+    return keyed_id(digest.digest())

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from llmesh.core.encoding import Tensor, Value
-from llmesh.core.ids import RequestId
+from llmesh.core.ids import RequestId, is_keyed, keyed_id
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import MeshError, TooLarge
 from llmesh.gateway.inference import Router
@@ -44,7 +44,8 @@ class Room:
 
 def row_id(request: RequestId, number: int) -> RequestId:
     """The same for the same row of the same request, so that what is sent again is paid once."""
-    return RequestId(hashlib.blake2b(f"{request} {number}".encode(), digest_size=16).hexdigest())
+    digest = hashlib.blake2b(f"{request} {number}".encode(), digest_size=16)
+    return keyed_id(digest.digest()) if is_keyed(request) else RequestId(digest.hexdigest())
 
 
 async def for_each(count: int, work: Callable[[int], Awaitable[None]]) -> None:

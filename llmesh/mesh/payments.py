@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 
 from llmesh.core.amount import Amount
 from llmesh.core.credentials import Payee
-from llmesh.core.ids import AttemptId, RequestId
+from llmesh.core.ids import AttemptId, PeerId, RequestId
 from llmesh.core.payment import Payment
 from llmesh.core.ranking import Candidate
 from llmesh.core.receipt import SignedReceipt, check_receipt
@@ -45,6 +45,8 @@ SOON, LONGEST = 0.1, 30.0
 """Seconds until a provider is asked about an attempt of unknown outcome; each wait is twice the last."""
 REMEMBERED = 4096
 """Requests whose attempts are counted on."""
+PATIENCE = 5.0
+"""Seconds to find out whom a request that comes again was paid to."""
 FLUSH = 1.0
 """Seconds that the last writing may take."""
 
@@ -83,6 +85,23 @@ class Payments:
         if len(self._numbers) > REMEMBERED:
             self._numbers.popitem(last=False)
         return number
+
+    async def paid_before(self, request: RequestId) -> list[tuple[PeerId, SignedReceipt]]:
+        """What was paid for a request that comes again, and to whom; the first attempt first.
+
+        Providers that may have been paid, too, are asked for `PATIENCE` seconds.  From then on attempts
+        are numbered after all that are known.  Raises TransactionFailed where the Journal fails.
+        """
+        with trio.move_on_after(PATIENCE):
+            for tab in self.tabs.doubtful():
+                if any(attempt.request == request for attempt in tab.doubtful):
+                    with suppress(MeshError):
+                        await self.tabs.agree(tab)
+        rows = await self.tabs.receipts(request)
+        known = [row.signed.attempt for row in rows] + self.tabs.unknown(request)
+        highest = max((attempt.number for attempt in known), default=0)
+        self._numbers[request] = max(highest, self._numbers.pop(request, 0))
+        return [(row.peer, row.signed) for row in rows]
 
     @asynccontextmanager
     async def paid(

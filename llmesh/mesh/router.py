@@ -37,6 +37,7 @@ from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.candidates import Candidates, Offers
 from llmesh.mesh.payments import Payments, Purchase
 from llmesh.mesh.provider import Provider
+from llmesh.mesh.replays import Replays
 from llmesh.mesh.reputation import Reputation
 from llmesh.mesh.run import Run, Streamed, once_more, told, too_late
 from llmesh.mesh.tracing import current_trace
@@ -82,6 +83,7 @@ class Router:
         self._provider = provider
         self._sessions = sessions
         self._payments = payments
+        self._replays = Replays(payments, sessions)
         self._candidates = Candidates(
             provider, offers, reputation, tabs.credentials.chain, tabs.settings.clock
         )
@@ -143,7 +145,8 @@ class Router:
         with self._timed(run):
             plan = await self._plan(run, wishes)
             run.excluded = plan.skipped
-            return await self._try(run, plan.candidates)
+            before = await self._replays.answer(run, plan.candidates)
+            return before or await self._try(run, plan.candidates)
 
     @contextmanager
     def _timed(self, run: Run) -> Iterator[None]:

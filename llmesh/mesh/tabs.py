@@ -20,7 +20,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.binding import check_binding
 from llmesh.core.channel import MAX_ATTEMPTS, Deposit
 from llmesh.core.credentials import Credentials, Payee
-from llmesh.core.ids import AttemptId, PeerId
+from llmesh.core.ids import AttemptId, PeerId, RequestId
 from llmesh.core.payer import PayerBooks, PayerChannel
 from llmesh.core.payment import Confirm, Reconcile
 from llmesh.core.ranking import Candidate
@@ -41,7 +41,7 @@ from llmesh.journal.channels import (
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.journal.purse import DurablePurse
-from llmesh.journal.receipts import ReceiptRow, StoreReceipt
+from llmesh.journal.receipts import ReceiptRow, StoreReceipt, receipts_of
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.backlog import Backlog
 from llmesh.mesh.teller import Teller
@@ -142,6 +142,17 @@ class Tabs:
     def doubtful(self) -> Iterator[Tab]:
         """Those with attempts of unknown outcome."""
         return (tab for tab in list(self._tabs.values()) if tab.doubtful)
+
+    def unknown(self, request: RequestId) -> list[AttemptId]:
+        """Attempts at a request of which the outcome is not known."""
+        held = (attempt for tab in self._tabs.values() for attempt in tab.doubtful)
+        return [attempt for attempt in held if attempt.request == request]
+
+    async def receipts(self, request: RequestId) -> list[ReceiptRow]:
+        """All that this node has of a request that it asked others.  Raises TransactionFailed."""
+        await self.backlog.flush()
+        rows = await self._journal.read(receipts_of, request)
+        return [row for row in rows if row.side is Side.PAYER]
 
     async def ready(self, candidate: Candidate, payee: Payee, window: float) -> tuple[Tab, Session]:
         """The tab with a provider from which its fee can be paid now, and the session to ask by.

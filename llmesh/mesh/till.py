@@ -278,10 +278,13 @@ def _refuse_other(stored: SignedReceipt, attempt: Attempt, payment: Payment) -> 
 
 
 def _done(bill: Bill, output: Mapping[str, Value]) -> tuple[Work, bytes | None]:
-    """What was done, and the output as it is kept for a retry of what was paid for."""
+    """What was done, and the output as it is kept for a retry of what was paid for.
+
+    What was cut short is not kept: a retry would take it for the whole answer.
+    """
     try:
         digest = values_digest(output)
-        kept = pack_output(output) if bill.account else None
+        kept = pack_output(output) if bill.account and bill.settled else None
     except ValidationFailed as error:
         raise ModelFailed(f"The model's answer is no answer: {error.message}") from None
     attempt = bill.attempt

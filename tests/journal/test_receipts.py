@@ -45,7 +45,9 @@ async def test_an_attempt_has_one_receipt_with_each_peer_and_end(path: Path, row
         assert await journal.read(find_receipt, Side.PAYER, rows.owner, rows.attempt(1)) is None
         assert await journal.read(receipts_of, rows.attempt(1).request) == [given, *others]
         wanted = [rows.attempt(n) for n in (1, 2)]
-        assert await journal.read(find_receipts, Side.PAYER, rows.peer, wanted, given.signed.charge.channel) == {wanted[0]: given.signed}
+        assert await journal.read(
+            find_receipts, Side.PAYER, rows.peer, wanted, given.signed.charge.channel
+        ) == {wanted[0]: given.signed}
 
 
 async def test_outputs_are_kept_for_a_time_and_up_to_a_size(
