@@ -43,7 +43,7 @@ from llmesh.journal.charge import RecordCharge
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.journal.outputs import pack_output, read_output
-from llmesh.journal.receipts import ForgetOutputs, find_receipt, find_receipts, oldest_output
+from llmesh.journal.receipts import ForgetOutputs, find_receipts, oldest_output
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.accounts import PATIENCE, Account, Accounts
 from llmesh.mesh.charges import Charges

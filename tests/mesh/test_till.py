@@ -14,6 +14,7 @@ from llmesh.core.channel import SyncRequest
 from llmesh.core.exchange import Accepted, Completed, Event
 from llmesh.core.ids import AttemptId, ModelId, RequestId
 from llmesh.core.inference import Chunk
+from llmesh.core.operations import Deposit, sign_operation
 from llmesh.core.payment import Confirm, Payment, Reconcile
 from llmesh.core.receipt import check_receipt
 from llmesh.core.typed import Chain
@@ -363,3 +364,20 @@ async def test_an_attempt_that_was_charged_is_not_answered_for_another_input(
         shop.restart()
         await shop.deploy()
     assert (await shop.charged(), shop.runtime.started) == (100, 1)
+
+
+async def test_an_attempt_id_is_good_for_one_channel_of_a_peer(shop: Shop, autojump_clock: MockClock) -> None:
+    """Else what it asked for on the second would be shown to it and could not be charged."""
+    await shop.serve(shop.attempt(1, shop.voucher(100)))
+    shop.config = shop.channel("ann", 1)
+    shop.id = channel_id(shop.config, CHAIN)
+    signed = sign_operation(
+        signer("ann").address, 2, Deposit(shop.config, Amount(500)), CHAIN, signer("ann").sign
+    )
+    await shop.ledger.submit(signed)
+    await shop.reconcile()
+    with pytest.raises(Conflict):
+        await shop.serve(shop.attempt(1, shop.voucher(100)))
+    assert (await shop.charged(), shop.runtime.started) == (0, 1)
+    await shop.serve(shop.attempt(2, shop.voucher(100)))
+    assert await shop.charged() == 100
