@@ -28,7 +28,7 @@ __all__ = [
     "find_intent",
     "intents_of",
     "next_nonce",
-    "next_time",
+    "next_times",
     "waiting_intents",
 ]
 
@@ -187,13 +187,13 @@ def find_intent(db: apsw.Connection, name: str) -> Intent | None:
     return next(map(_intent, db.execute(f"{_SELECT} WHERE id = ?", (name,))), None)
 
 
-def due_intents(db: apsw.Connection, kind: str, now: float, limit: int) -> list[Intent]:
-    """What waits and whose time has come: by time, then by nonce."""
+def due_intents(db: apsw.Connection, kind: str, account: str, now: float, limit: int) -> list[Intent]:
+    """What waits of an account and whose time has come: by time, then by nonce."""
     query = (
-        f"{_SELECT} WHERE state = 'waiting' AND kind = ? AND next_time <= ?"
+        f"{_SELECT} WHERE state = 'waiting' AND kind = ? AND account = ? AND next_time <= ?"
         " ORDER BY next_time, nonce, id LIMIT ?"
     )
-    return [_intent(row) for row in db.execute(query, (kind, now, limit))]
+    return [_intent(row) for row in db.execute(query, (kind, account, now, limit))]
 
 
 def waiting_intents(db: apsw.Connection, kind: str, account: str) -> list[Intent]:
@@ -213,12 +213,10 @@ def intents_of(
     return [_intent(row) for row in db.execute(query, (kind, account, state, limit))]
 
 
-def next_time(db: apsw.Connection, kind: str) -> float | None:
-    """When the next intent of that kind is due; None where none waits."""
-    time: float | None = db.execute(
-        "SELECT min(next_time) FROM intent WHERE state = 'waiting' AND kind = ?", (kind,)
-    ).get
-    return time
+def next_times(db: apsw.Connection, kind: str) -> dict[str, float]:
+    """When the next intent of that kind is due, for each account of which any waits."""
+    query = "SELECT account, min(next_time) FROM intent WHERE state = 'waiting' AND kind = ? GROUP BY account"
+    return dict(db.execute(query, (kind,)))
 
 
 def dead_intents(db: apsw.Connection, kind: str, limit: int) -> list[Intent]:

@@ -58,6 +58,9 @@ class FakeCallout:
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         await trio.lowlevel.checkpoint()
         self.posted.append((url, dict(headers), body))
+        if "deaf" in url:
+            await trio.sleep(10)
+            raise NetworkError("The webhook could not be reached.")
         status = self.statuses.pop(0) if self.statuses else 204
         if isinstance(status, Exception):
             raise status
@@ -202,6 +205,21 @@ async def test_who_says_gone_is_not_asked_again(world: World, mock_clock) -> Non
     world.events.tell(DONE)
     await until(world, 1)
     assert [d["state"] for d in await world.deliveries(id)] == ["dead"]
+
+
+async def test_who_does_not_answer_holds_up_nobody_else(world: World, mock_clock) -> None:
+    await world.register(url="https://deaf.example.com/")
+    await world.register()
+    for _ in range(20):
+        world.events.tell(DONE)
+    told: list[str] = []
+    for _ in range(MOST_STEPS):
+        await settled(world)
+        told = [url for url, _, _ in world.callout.posted]
+        if told.count(URL) == 20:
+            break
+    assert told.count(URL) == 20
+    assert 0 < len(told) - 20 <= CourierSettings().at_once
 
 
 async def test_a_new_secret_signs_beside_the_old_one_for_a_day(world: World, mock_clock) -> None:

@@ -26,7 +26,7 @@ from llmesh.journal.outbox import (
     due_intents,
     find_intent,
     next_nonce,
-    next_time,
+    next_times,
 )
 from llmesh.journal.schema import migrate
 
@@ -45,13 +45,13 @@ async def test_an_intent_lives_through_tries_and_a_restart(path: Path, rows: Row
     async with open_journal(path, rows.owner) as journal:
         tried = replace(CLAIM, next_time=30.0, attempts=2, last_error="again", reference=b"hash")
         assert await journal.read(find_intent, "claim-1") == tried
-        assert await journal.read(due_intents, "settlement", 29.9, 10) == []
-        assert await journal.read(due_intents, "settlement", 30.0, 10) == [tried]
-        assert await journal.read(next_time, "settlement") == 30.0
+        assert await journal.read(due_intents, "settlement", CLAIM.account, 29.9, 10) == []
+        assert await journal.read(due_intents, "settlement", CLAIM.account, 30.0, 10) == [tried]
+        assert await journal.read(next_times, "settlement") == {CLAIM.account: 30.0}
         await journal.commit(CompleteIntent("claim-1"))
         await journal.commit(CompleteIntent("claim-1"))
-        assert await journal.read(next_time, "settlement") is None
-        assert await journal.read(due_intents, "webhook", 99.0, 10) == [HOOK]
+        assert await journal.read(next_times, "settlement") == {}
+        assert await journal.read(due_intents, "webhook", HOOK.account, 99.0, 10) == [HOOK]
         with pytest.raises(Conflict):
             await journal.commit(DelayIntent("claim-1", 40.0))
 
@@ -77,11 +77,11 @@ async def test_a_dead_letter_is_seen_and_can_be_revived(path: Path, rows: Rows) 
         with pytest.raises(Conflict):
             await journal.commit(ReviveIntent("hook-1", 1.0))
         await journal.commit(BuryIntent("hook-1", "gone"))
-        assert await journal.read(due_intents, "webhook", 99.0, 10) == []
+        assert await journal.read(due_intents, "webhook", HOOK.account, 99.0, 10) == []
         [dead] = await journal.read(dead_intents, "webhook", 10)
         assert (dead.state, dead.last_error, dead.attempts) == (IntentState.DEAD, "gone", 1)
         await journal.commit(ReviveIntent("hook-1", 50.0))
-        assert await journal.read(due_intents, "webhook", 50.0, 10) == [
+        assert await journal.read(due_intents, "webhook", HOOK.account, 50.0, 10) == [
             replace(HOOK, next_time=50.0, last_error="gone")
         ]
 
@@ -127,6 +127,6 @@ def test_no_nonce_is_given_twice(rows: Rows, steps: list[tuple[str, int]]) -> No
             assert number not in given_away
             given_away[number] = b"%d" % count
     assert sorted(given_away) == list(range(next_nonce(db, "a")))
-    waiting = {intent.nonce: intent.body for intent in due_intents(db, "k", 9.0, 99)}
+    waiting = {intent.nonce: intent.body for intent in due_intents(db, "k", "a", 9.0, 99)}
     assert waiting.items() <= given_away.items()
     db.close()

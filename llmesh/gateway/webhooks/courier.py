@@ -31,7 +31,7 @@ from llmesh.journal.outbox import (
     ForgetIntents,
     Intent,
     due_intents,
-    next_time,
+    next_times,
 )
 from llmesh.journal.webhooks import Webhook, all_webhooks
 from llmesh.journal.writer import Change
@@ -45,6 +45,7 @@ KIND = "webhook"
 """What its intents are called in the outbox."""
 _TOLD_OF = (EventName.INFERENCE, EventName.MODEL_DEPLOYED)
 _KEPT = 30 * 86_400.0
+_LONGEST = 3600.0
 _GONE = 410
 
 
@@ -60,10 +61,10 @@ class Callout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CourierSettings:
-    """For how many `hours` a delivery is tried, how many go out `at_once`, and how many events may wait."""
+    """For how many `hours` a delivery is tried, how many go `at_once` to one webhook, how many may wait."""
 
     hours: float = 24.0
-    at_once: int = 16
+    at_once: int = 4
     capacity: int = 4096
 
 
@@ -84,6 +85,7 @@ class Courier:
         self._settings = settings
         self._random = random
         self._hooks: dict[str, Webhook] = {}
+        self._busy: set[str] = set()
         self._news = trio.Event()
 
     @property
@@ -124,24 +126,42 @@ class Courier:
             self._news.set()
 
     async def run(self) -> None:
-        """Send what is due, until cancelled."""
-        while True:
-            self._news = trio.Event()
-            try:
-                await self._send_due()
-                due = await self.journal.read(next_time, KIND)
-            except TransactionFailed as error:
-                _log.error("Webhooks wait for the journal: %s", error.message)
-                due = self.clock() + 1
-            with trio.move_on_after(3600.0 if due is None else max(0.0, due - self.clock())):
-                await self._news.wait()
-
-    async def _send_due(self) -> None:
-        await self.journal.commit(ForgetIntents(self.clock() - _KEPT))
-        due = await self.journal.read(due_intents, KIND, self.clock(), self._settings.at_once)
+        """Send what is due, until cancelled; a webhook that is slow holds up none but itself."""
         async with trio.open_nursery() as nursery:
-            for intent in due:
-                nursery.start_soon(self._send, intent)
+            while True:
+                self._news = trio.Event()
+                try:
+                    wait = await self._begin_due(nursery)
+                except TransactionFailed as error:
+                    _log.error("Webhooks wait for the journal: %s", error.message)
+                    wait = 1.0
+                with trio.move_on_after(wait):
+                    await self._news.wait()
+
+    async def _begin_due(self, nursery: trio.Nursery) -> float:
+        """See to every webhook for which something is due; the seconds until that is so for another."""
+        await self.journal.commit(ForgetIntents(self.clock() - _KEPT))
+        times = await self.journal.read(next_times, KIND)
+        now, wait = self.clock(), _LONGEST
+        for hook in times.keys() - self._busy:
+            if times[hook] <= now:
+                self._busy.add(hook)
+                nursery.start_soon(self._send_due, hook)
+            else:
+                wait = min(wait, times[hook] - now)
+        return wait
+
+    async def _send_due(self, hook: str) -> None:
+        try:
+            due = await self.journal.read(due_intents, KIND, hook, self.clock(), self._settings.at_once)
+            async with trio.open_nursery() as nursery:
+                for intent in due:
+                    nursery.start_soon(self._send, intent)
+        except* TransactionFailed as faults:
+            _log.error("A webhook waits for the journal: %s", faults.exceptions[0])
+        finally:
+            self._busy.discard(hook)
+            self._news.set()
 
     async def _send(self, intent: Intent) -> None:
         hook = self._hooks.get(intent.account)
