@@ -110,11 +110,12 @@ def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
+            # litserve's own processes outlive it.
+            left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _, stuck = psutil.wait_procs([psutil.Process(process.pid), *left], 15)
+            for each in stuck:
+                each.kill()
 
 
 def environment(folder: Path) -> str:
