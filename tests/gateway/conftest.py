@@ -95,14 +95,18 @@ class FakeRouter:
         return Plan((candidate,), (Skipped(OTHER, 1001, "It asks 3 MESH."),))
 
 
-def offer(name: str, fee: str) -> tuple[Offer, Announcement]:
+def offer(name: str, fee: str, task: str = "text-classification") -> tuple[Offer, Announcement]:
     card = Card(name, version="1.0.0", description="Tells feelings.", licence="Apache-2.0")
-    made = Offer(MODEL_ID, card, "text-classification", Amount.parse(fee), "model.onnx", "fp32-strict")
+    made = Offer(MODEL_ID, card, task, Amount.parse(fee), "model.onnx", "fp32-strict")
     return made, Announcement(PROVIDER, 1, (), (made,), Amount.parse(1000), 0, 1)
 
 
 class FakeCatalogue:
-    offers = (offer("sentiment-analyzer", "0.1"), offer("gpt-mini", "2"), offer("sentiment-xl", "0.5"))
+    offers = (
+        offer("sentiment-analyzer", "0.1"),
+        offer("gpt-mini", "2", "text-generation"),
+        offer("sentiment-xl", "0.5"),
+    )
 
     def info(self, model: ModelId) -> ModelInfo | None:
         spec = TensorSpec("x", "float32", ("batch", 3))

@@ -135,9 +135,20 @@ async def test_one_bad_text_fails_them_all_and_stops_the_rest(ai: openai.AsyncOp
     await router.cancelled.wait()
 
 
+async def test_a_model_of_another_task_is_neither_run_nor_paid(ai: openai.AsyncOpenAI, router) -> None:
+    for call in (
+        ai.chat.completions.create(model="sentiment-analyzer", messages=TURN),
+        ai.completions.create(model="sentiment-analyzer", prompt="Once"),
+        ai.embeddings.create(model="gpt-mini", input="a"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=r"does text-\w+, not"):
+            await call
+    assert not router.requests
+
+
 async def test_what_makes_no_vector_is_refused(ai: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="makes no embeddings"):
-        await ai.embeddings.create(model="gpt-mini", input="a")
+        await ai.embeddings.create(model="m", input="a")
 
 
 async def test_models_are_listed_once_by_name(ai: openai.AsyncOpenAI) -> None:

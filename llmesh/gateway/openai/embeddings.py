@@ -9,10 +9,13 @@ from quart import Response
 
 from llmesh.core.encoding import Tensor
 from llmesh.core.inference import Result
+from llmesh.core.model import EMBEDDINGS
 from llmesh.errors import ValidationFailed
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.inference import Router
+from llmesh.gateway.models import Catalogue
 from llmesh.gateway.openai.answers import EmbeddingAnswer, EmbeddingsAnswer, UsageAnswer
+from llmesh.gateway.openai.models import expect_task
 from llmesh.gateway.openai.requests import decode_embeddings
 from llmesh.gateway.request import Request
 from llmesh.gateway.rows import infer_all, row_id
@@ -21,11 +24,12 @@ from llmesh.gateway.schema import decode, encode, tellable
 __all__ = ["post_embeddings"]
 
 
-async def post_embeddings(router: Router, request: Request) -> Response:
+async def post_embeddings(router: Router, catalogue: Catalogue, request: Request) -> Response:
     """Turn texts into vectors; if one fails, all do.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_embeddings)
     ids = [request.id, *(row_id(request.id, number) for number in range(1, len(body.texts)))]
     asked = [body.request(id, {"text": text}) for id, text in zip(ids, body.texts, strict=True)]
+    await expect_task(catalogue, asked[0].model, EMBEDDINGS)
     request.caller.count(Counted.INFERENCE, len(asked))
     results = await infer_all(router, asked, request.caller.purse)
     write = _base64 if body.encoding_format == "base64" else _numbers

@@ -8,13 +8,13 @@ from quart import Response
 
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.reference import ModelRef
-from llmesh.errors import ModelNotFound
+from llmesh.errors import ModelNotFound, ValidationFailed
 from llmesh.gateway.models import Catalogue
 from llmesh.gateway.openai.answers import ModelAnswer, ModelsAnswer
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import MAX_MODELS, encode, mesh
 
-__all__ = ["get_model", "get_models"]
+__all__ = ["expect_task", "get_model", "get_models"]
 
 
 async def get_models(catalogue: Catalogue, request: Request) -> Response:
@@ -30,6 +30,17 @@ async def get_model(catalogue: Catalogue, request: Request) -> Response:
     for model in _named(pair for pair in found if pair[0].card.name == ref.name):
         return Response(encode(model), content_type="application/json")
     raise ModelNotFound(f"Nobody offers {ref}.")
+
+
+async def expect_task(catalogue: Catalogue, ref: ModelRef, task: str) -> None:
+    """Refuse, before anything is run or paid, a name under which everybody offers another task.
+
+    Raises ValidationFailed.
+    """
+    found = await catalogue.search(ref.name, None, MAX_MODELS)
+    tasks = {offer.task for offer, _ in found if offer.card.name == ref.name}
+    if tasks and task not in tasks:
+        raise ValidationFailed(f"{ref} does {', '.join(sorted(tasks))}, not {task}.")
 
 
 def _named(found: Iterable[tuple[Offer, Announcement]]) -> list[ModelAnswer]:

@@ -45,19 +45,19 @@ def openai_routes(router: Router, catalogue: Catalogue) -> tuple[Route, ...]:
     """All of them."""
     return (
         Route(
-            "POST", "/v1/chat/completions", Scope.INFERENCE, keyed(partial(post_chat, router)),
+            "POST", "/v1/chat/completions", Scope.INFERENCE, keyed(partial(post_chat, router, catalogue)),
             "Answer a conversation.",
             answers=(ChatCompletion,), body=ChatBody, headers=IDEMPOTENCY_KEY, errors=_ERRORS, streams=True,
             failure=ErrorAnswer,
         ),
         Route(
-            "POST", "/v1/completions", Scope.INFERENCE, keyed(partial(post_completion, router)),
+            "POST", "/v1/completions", Scope.INFERENCE, keyed(partial(post_completion, router, catalogue)),
             "Go on with a text.",
             answers=(TextCompletion,), body=CompletionBody, headers=IDEMPOTENCY_KEY, errors=_ERRORS,
             streams=True, failure=ErrorAnswer,
         ),
         Route(
-            "POST", "/v1/embeddings", Scope.INFERENCE, keyed(partial(post_embeddings, router)),
+            "POST", "/v1/embeddings", Scope.INFERENCE, keyed(partial(post_embeddings, router, catalogue)),
             "Turn texts into vectors.",
             answers=(EmbeddingsAnswer,), body=EmbeddingsBody, headers=IDEMPOTENCY_KEY, errors=_ERRORS,
             failure=ErrorAnswer,

@@ -14,11 +14,13 @@ from quart import Response
 
 from llmesh.core.exchange import Accepted
 from llmesh.core.inference import Chunk, InferenceRequest, Result
+from llmesh.core.model import TEXT_GENERATION
 from llmesh.errors import MeshError
 from llmesh.gateway.callers import Counted
 from llmesh.gateway.idempotency import refuse_key
 from llmesh.gateway.inference import Router, Streamed
 from llmesh.gateway.live import Live, server_sent, with_failure
+from llmesh.gateway.models import Catalogue
 from llmesh.gateway.openai.answers import (
     AssistantMessage,
     ChatChoice,
@@ -33,6 +35,7 @@ from llmesh.gateway.openai.answers import (
     error_of,
     tell_error,
 )
+from llmesh.gateway.openai.models import expect_task
 from llmesh.gateway.openai.requests import ChatBody, CompletionBody, decode_chat, decode_completion
 from llmesh.gateway.problems import answer_to, problem_of
 from llmesh.gateway.request import Request
@@ -122,18 +125,22 @@ class _Continuation:
         return TextCompletion(self.id, self.created, self.model, [], _usage(result))
 
 
-async def post_chat(router: Router, request: Request) -> Response:
+async def post_chat(router: Router, catalogue: Catalogue, request: Request) -> Response:
     """Answer a conversation.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_chat)
     shape = _Chat(f"chatcmpl-{request.id}", body.model)
-    return await _answer(router, request, body, shape, body.to_request(request.id))
+    asked = body.to_request(request.id)
+    await expect_task(catalogue, asked.model, TEXT_GENERATION)
+    return await _answer(router, request, body, shape, asked)
 
 
-async def post_completion(router: Router, request: Request) -> Response:
+async def post_completion(router: Router, catalogue: Catalogue, request: Request) -> Response:
     """Go on with a text.  A client that hangs up stops the work."""
     body = decode(await request.json_bytes(), decode_completion)
     shape = _Continuation(f"cmpl-{request.id}", body.model)
-    return await _answer(router, request, body, shape, body.to_request(request.id))
+    asked = body.to_request(request.id)
+    await expect_task(catalogue, asked.model, TEXT_GENERATION)
+    return await _answer(router, request, body, shape, asked)
 
 
 async def _answer(
