@@ -56,8 +56,11 @@ class Credentials:
         return self._signed(self._unsigned(offer, _period(now)))[0]
 
     def known_terms(self, offer: Offer, digest: bytes, now: float) -> SignedTerms | None:
-        """The terms with this digest, if they are of this offer as it is, in this period or the last."""
-        for period in (_period(now), _period(now) - 1):
+        """The terms with this digest, if they are of this offer as it is, in this period or the last.
+
+        Those of the next one are known too: the clock may have been put back since they were signed.
+        """
+        for period in (_period(now), _period(now) - 1, _period(now) + 1):
             signed, mark = self._signed(self._unsigned(offer, period))
             if mark == digest:
                 return signed

@@ -7,12 +7,14 @@ from typing import TypeAlias
 
 from llmesh.core.ids import PeerId
 from llmesh.errors import (
+    InsufficientBalance,
     MeshError,
     ModelFailed,
     ModelNotFound,
     NetworkError,
     NodeBusy,
     NodeUnreachable,
+    TransactionFailed,
     error_from_code,
 )
 
@@ -26,6 +28,8 @@ _TELLING: tuple[type[MeshError], ...] = (
     ModelFailed,
     ModelNotFound,
     NetworkError,
+    InsufficientBalance,
+    TransactionFailed,
     NodeUnreachable,
 )
 """Of several failures the first of these tells a caller most; any other error comes after."""

@@ -39,7 +39,8 @@ from llmesh.mesh.payments import Payments, Purchase
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.replays import Replays
 from llmesh.mesh.reputation import Reputation
-from llmesh.mesh.run import Run, Streamed, once_more, told, too_late
+from llmesh.mesh.run import Run, Streamed, once_more, told, too_late, unpaid
+from llmesh.mesh.tabs import blamed
 from llmesh.mesh.tracing import current_trace
 from llmesh.net.inference import ask
 from llmesh.net.sessions import Sessions
@@ -189,7 +190,9 @@ class Router:
                 failure = told(error, run, candidate)
                 self._learn(candidate.peer_id, failure)
                 run.failures.append((candidate.peer_id, failure))
-                if run.shown or not failure.try_next():
+                if unpaid(failure):
+                    left = deque(c for c in left if not c.fee or self._payments.tabs.covers(c))
+                if run.shown or not (failure.try_next() or (unpaid(failure) and left)):
                     raise failure from error.__cause__
         raise self._advised(run, verdict(run.failures), candidates[0].offer.model_id)
 
@@ -315,22 +318,18 @@ class Router:
         payee = candidate.payee
         if payee is None:
             return  # this node's own
-        try:
+        with blamed(candidate.peer_id):
             asked, got = run.input_digest, values_digest(output)
             work = Work(attempt.model_id, class_of(candidate.offer), asked, got)
             check_answer(signed.receipt, payee.account, attempt.id, work, attempt.quote)
             if attempt.payment is None:
                 check_receipt(signed, payee.chain)
-            elif signed.receipt.offer != payee.offer:
+            elif signed.charge.price and signed.receipt.offer != payee.offer:
                 raise ValidationFailed("The receipt is for another offer.")
-        except ValidationFailed as error:
-            raise ValidationFailed(error.message, peer_id=candidate.peer_id) from None
 
     def _settle(self, purchase: Purchase, receipt: SignedReceipt) -> None:
-        try:
+        with blamed(purchase.tab.peer):
             self._payments.settle(purchase, receipt)
-        except ValidationFailed as error:
-            raise ValidationFailed(error.message, peer_id=purchase.tab.peer) from None
 
     def _completed(
         self,

@@ -16,11 +16,19 @@ from llmesh.core.ids import PeerId
 from llmesh.core.inference import Chunk, InferenceRequest, Result, Skipped
 from llmesh.core.ranking import Candidate
 from llmesh.core.verdict import Failure, named_once, tried
-from llmesh.errors import MeshError, NetworkError, NodeBusy, NodeUnreachable, RequestTimeout
+from llmesh.errors import (
+    InsufficientBalance,
+    MeshError,
+    NetworkError,
+    NodeBusy,
+    NodeUnreachable,
+    RequestTimeout,
+    TransactionFailed,
+)
 from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.payments import out_of_step
 
-__all__ = ["Run", "Show", "Streamed", "once_more", "told", "too_late"]
+__all__ = ["Run", "Show", "Streamed", "once_more", "told", "too_late", "unpaid"]
 
 Streamed: TypeAlias = Accepted | Chunk | Result
 """What a stream gives: Accepted for each attempt that a provider took up, chunks, the Result last."""
@@ -88,6 +96,11 @@ def once_more(error: MeshError, run: Run, candidate: Candidate, left: deque[Cand
         left.appendleft(candidate)
         return True
     return False
+
+
+def unpaid(error: MeshError) -> bool:
+    """Whether it is this node that cannot pay: others may cost nothing, or have its deposit already."""
+    return isinstance(error, InsufficientBalance | TransactionFailed) and not error.remote
 
 
 def too_late(run: Run) -> RequestTimeout:

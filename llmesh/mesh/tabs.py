@@ -26,7 +26,15 @@ from llmesh.core.payment import Confirm, Reconcile
 from llmesh.core.ranking import Candidate
 from llmesh.core.receipt import SignedReceipt
 from llmesh.core.voucher import ChannelConfig, channel_id
-from llmesh.errors import InsufficientBalance, NodeUnreachable, ValidationFailed
+from llmesh.errors import (
+    Conflict,
+    InsufficientBalance,
+    MeshError,
+    NetworkError,
+    NodeUnreachable,
+    TransactionFailed,
+    ValidationFailed,
+)
 from llmesh.journal.channels import (
     AddChannel,
     ChannelRow,
@@ -49,10 +57,14 @@ from llmesh.net.payment import confirm, reconcile
 from llmesh.net.session import Session
 from llmesh.net.sessions import Sessions
 
-__all__ = ["PaymentSettings", "Tab", "Tabs"]
+__all__ = ["PaymentSettings", "Tab", "Tabs", "blamed"]
 
 AGREEMENT = 8.0
 """Seconds for a provider to say where a channel stands; its copy of the ledger may be a little behind."""
+
+
+AWAY = 30.0
+"""Seconds for which no deposit is tried after the ledger could not be reached, so that nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,7 @@ class Tabs:
         self._teller = teller
         self._sessions = sessions
         self._tabs: dict[Address, Tab] = {}
+        self._away_until = 0.0
         self._turns: defaultdict[Address, trio.Lock] = defaultdict(trio.Lock)
 
     async def load(self) -> None:
@@ -142,6 +155,11 @@ class Tabs:
     def doubtful(self) -> Iterator[Tab]:
         """Those with attempts of unknown outcome."""
         return (tab for tab in list(self._tabs.values()) if tab.doubtful)
+
+    def covers(self, candidate: Candidate) -> bool:
+        """Whether what is deposited already pays for another inference there."""
+        tab = self._tabs.get(candidate.payee.account) if candidate.payee else None
+        return tab is not None and not tab.channel.broken and tab.channel.left >= candidate.fee
 
     def unknown(self, request: RequestId) -> list[AttemptId]:
         """Attempts at a request of which the outcome is not known."""
@@ -203,7 +221,7 @@ class Tabs:
         with _bounded(candidate.peer_id, window):
             said = await confirm(session, asked, window)
         binding = said.binding.binding
-        with _blamed(candidate.peer_id):
+        with blamed(candidate.peer_id):
             check_binding(said.binding, self.settings.clock())
             if (binding.node, binding.account, binding.chain) != (
                 candidate.peer_id, payee.account, payee.chain,
@@ -233,13 +251,20 @@ class Tabs:
         own = self.credentials.signer.address
         balance = (await self._ledger.account(own)).balance
         short = quote.micro - tab.channel.left.micro
-        amount = Amount(min(max(short, quote.micro * self.settings.quotes), balance.micro))
-        if amount.micro < short:
+        # No more than half of what there is, so that one provider's failure leaves money for the next.
+        amount = Amount(max(short, min(quote.micro * self.settings.quotes, balance.micro // 2)))
+        if amount > balance:
             raise InsufficientBalance(
                 f"An inference costs {quote} MESH and this node has {balance} MESH. Have MESH sent to its"
                 f" account {address_text(own)}, or join a swarm by an invite with a credit."
             )
-        await self._teller.perform(operations.Deposit(tab.channel.config, amount))
+        if trio.current_time() < self._away_until:
+            raise TransactionFailed("The ledger could not be reached a moment ago; no deposit is made now.")
+        try:
+            await self._teller.perform(operations.Deposit(tab.channel.config, amount))
+        except TransactionFailed:
+            self._away_until = trio.current_time() + AWAY
+            raise
         await self._look(tab)
         tab.session = None  # the provider has yet to see it
 
@@ -253,7 +278,7 @@ class Tabs:
         with _bounded(tab.peer, AGREEMENT):
             answer = await reconcile(session, told, AGREEMENT)
         try:
-            with _blamed(tab.peer):
+            with blamed(tab.peer):
                 channel.sync(asked, answer)
         finally:
             self.backlog.add_books(tab.books)
@@ -281,15 +306,22 @@ class Tabs:
 
 @contextmanager
 def _bounded(peer: PeerId, seconds: float) -> Iterator[None]:
-    """A word with a peer that must not take longer."""
-    with trio.move_on_after(seconds):
-        yield
-        return
+    """A word with a peer that must not take longer; what it refuses with is no fault of the caller's."""
+    try:
+        with trio.move_on_after(seconds):
+            yield
+            return
+    except MeshError as error:
+        if not error.remote or error.try_next() or isinstance(error, InsufficientBalance | Conflict):
+            raise
+        raise NetworkError(
+            f"{peer} does not take this node's payment: {error.message}", peer_id=peer
+        ) from error
     raise NodeUnreachable(f"{peer} did not answer about payment within {seconds:.3g} s.", peer_id=peer)
 
 
 @contextmanager
-def _blamed(peer: PeerId) -> Iterator[None]:
+def blamed(peer: PeerId) -> Iterator[None]:
     """What is found wrong here is what that peer said."""
     try:
         yield

@@ -38,6 +38,7 @@ def test_what_is_signed_is_good_for_at_least_a_period(at: int, later: int) -> No
     assert payee_of(announcement, offer, START + at + later - 1).terms == offer.terms
     digest = terms_digest(offer.terms.terms, CHAIN)  # type: ignore[union-attr]
     assert ANN.known_terms(OFFER, digest, START + at + later) == offer.terms
+    assert ANN.known_terms(OFFER, digest, START + at - 1) == offer.terms  # the clock was put back
     assert ANN.known_terms(replace(OFFER, fee=Amount(8)), digest, START + at) is None
 
 

@@ -20,13 +20,17 @@ from llmesh.core.digest import values_digest
 from llmesh.core.exchange import Accepted, Completed
 from llmesh.core.ids import RequestId
 from llmesh.core.inference import Chunk, InferenceRequest, Usage
+from llmesh.core.operations import Transfer
 from llmesh.core.receipt import NO_CHARGE, NO_OFFER, Charge, Receipt, Work, sign_receipt
 from llmesh.core.reference import ModelRef
+from llmesh.core.wishes import Sort, Wishes
 from llmesh.errors import (
     InsufficientBalance,
     MeshError,
     ModelNotFound,
+    NodeUnreachable,
     RequestTimeout,
+    TransactionFailed,
     ValidationFailed,
 )
 from llmesh.journal.channels import all_channels, reservations
@@ -342,9 +346,66 @@ async def test_a_purse_and_an_account_are_topped_up_no_further_than_they_go(
         await bob.deploy("senti", "a", fee="300")
         for _ in range(3):
             await ann.router.infer(request())
-        with pytest.raises(InsufficientBalance):
+        with pytest.raises(InsufficientBalance, match="invite with a credit"):
             await ann.router.infer(request())
-        assert (await balance(mesh, "ann"), spent(ann)) == (Amount(0), Amount.parse(900))
+        assert (await balance(mesh, "ann"), spent(ann)) == (Amount.parse(100), Amount.parse(900))
+
+
+async def test_one_provider_gets_no_more_than_half_of_what_there_is_in_advance(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob, cat = [await mesh.add(name) for name in ("ann", "bob", "cat")]
+        await bob.deploy("senti", "a", fee="300")
+        await ann.router.infer(request())
+        assert await balance(mesh, "ann") == Amount.parse(500)
+        mesh.network.freeze(bob.peer_id)
+        await cat.deploy("senti", "a", fee="300")
+        assert (await ann.router.infer(request())).provider == cat.peer_id
+
+
+async def test_an_offer_that_became_free_is_used_for_nothing(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        await ann.router.infer(request())
+        said = mesh.board.known[bob.peer_id]
+        await bob.deploy("senti", "a", fee="0")
+        mesh.board.known[bob.peer_id] = said  # nobody has heard of it yet
+        result = await ann.router.infer(request())
+        assert (result.fee, spent(ann), charged(bob)) == (Amount(0), FEE, FEE)
+        assert ann.reputation.trust(bob.peer_id).name != "DISGRACED"
+
+
+@pytest.mark.parametrize("away", [True, False])
+async def test_where_no_deposit_can_be_made_those_who_have_one_are_asked(
+    open_mesh: OpenMesh, autojump_clock: MockClock, away: bool
+) -> None:
+    """The issuer is away, or the account is empty: open channels go on."""
+    async with open_mesh() as mesh:
+        ann, bob, cat, dan = [await mesh.add(name) for name in ("ann", "bob", "cat", "dan")]
+        await bob.deploy("senti", "a", fee="3")
+        await ann.router.infer(request())
+        if away:
+            mesh.ledger.submit = _nobody  # type: ignore[method-assign]
+        else:
+            teller = Teller(mesh.ledger, ann.journal, ann.credentials.signer, clock)
+            await teller.perform(Transfer(signer("cat").address, await balance(mesh, "ann")))
+        await cat.deploy("senti", "a", fee="1")
+        await dan.deploy("senti", "a", fee="2")
+        result = await ann.router.infer(request(), Wishes(sort=Sort.PRICE))
+        assert (result.provider, spent(ann)) == (bob.peer_id, Amount.parse(6))
+        assert charged(cat) == charged(dan) == Amount(0)
+        await bob.provider.remove(bob.provider.offers[0].model_id)
+        del mesh.board.known[bob.peer_id]
+        with pytest.raises(TransactionFailed if away else InsufficientBalance):
+            await ann.router.infer(request(), Wishes(sort=Sort.PRICE))
+
+
+async def _nobody(signed: object) -> None:
+    raise NodeUnreachable("The issuer is away.")
 
 
 faults = st.lists(
