@@ -124,6 +124,7 @@ class SwarmBody(Struct):
     entries: Annotated[int, Meta(description="Entries of the ledger's log that are here.")]
     followed: Annotated[int, Meta(description="Members that give the log now; 0 for the issuer.")]
     alarm: Annotated[str, Meta(description="Why the ledger is not to be trusted; empty if it is.")]
+    accused: Annotated[int, Meta(description="Providers caught cheating; the wallet tells of them.")]
 
 
 class StatusBody(Struct):

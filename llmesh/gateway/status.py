@@ -37,7 +37,8 @@ class WorkerView:
 class SwarmView:
     """The node's swarm: `id` is its genesis' hash in hex, `entries` how much of the log is here.
 
-    `followed` is how many members give the log now; `alarm` says why its ledger is not to be trusted.
+    `followed` is how many members give the log now; `alarm` says why its ledger is not to be trusted;
+    `accused` is how many providers were caught cheating.
     """
 
     id: str
@@ -47,6 +48,7 @@ class SwarmView:
     entries: int
     followed: int = 0
     alarm: str = ""
+    accused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,14 @@ def _swarm(view: SwarmView | None) -> SwarmBody | None:
     if view is None:
         return None
     return SwarmBody(
-        view.id, view.account, view.issuer, mesh(view.balance), view.entries, view.followed, view.alarm
+        view.id,
+        view.account,
+        view.issuer,
+        mesh(view.balance),
+        view.entries,
+        view.followed,
+        view.alarm,
+        view.accused,
     )
 
 

@@ -25,6 +25,7 @@ from llmesh.gateway.openapi import Route
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode_query, encode, mesh
 from llmesh.gateway.wallet_schema import (
+    AccusationBody,
     ChannelBody,
     ChargeBody,
     DoubtBody,
@@ -39,9 +40,12 @@ from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.journal.receipts import ReceiptRow, receipts_of, spending
 from llmesh.ledger.ledger import Ledger
+from llmesh.mesh.teller import accusations
 
 __all__ = ["Wallet", "charge_body", "wallet_route", "wallet_routes"]
 
+MOST_ACCUSED = 100
+"""The most providers that cheated of which the wallet tells."""
 _DAY = 86_400
 
 
@@ -90,6 +94,7 @@ async def get_wallet(wallet: Wallet, request: Request) -> Response:
             channels=await _channels(wallet, doubts),
             spending=await _fees(wallet, Side.PAYER, since),
             earnings=await _fees(wallet, Side.PROVIDER, since),
+            accused=await _accused(wallet),
         )
     )
 
@@ -125,6 +130,11 @@ async def _channels(wallet: Wallet, doubts: list[Reservation]) -> list[ChannelBo
 async def _fees(wallet: Wallet, side: Side, since: float) -> list[SpendingBody]:
     rows = await wallet.journal.read(spending, side, since)
     return [SpendingBody.of(row, wallet.names(row.model)) for row in rows]
+
+
+async def _accused(wallet: Wallet) -> list[AccusationBody]:
+    rows = await accusations(wallet.journal, wallet.ledger.chain, wallet.account, MOST_ACCUSED)
+    return [AccusationBody.of(row) for row in rows]
 
 
 def _held(doubts: Iterable[Reservation]) -> Amount:

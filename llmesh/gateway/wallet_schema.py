@@ -10,11 +10,14 @@ from msgspec import Meta, Struct
 
 from llmesh.core.address import address_text
 from llmesh.core.amount import Amount
+from llmesh.core.evidence import Equivocation
 from llmesh.gateway.schema import Mesh, mesh
 from llmesh.journal.channels import ChannelRow, Reservation
 from llmesh.journal.receipts import ReceiptRow, Spending
+from llmesh.mesh.teller import Accusation
 
 __all__ = [
+    "AccusationBody",
     "ChannelBody",
     "ChargeBody",
     "DoubtBody",
@@ -88,6 +91,32 @@ class SpendingBody(Struct):
         return cls(day, row.model, name, mesh(row.fees), row.count)
 
 
+class AccusationBody(Struct):
+    """Evidence by which this node has the ledger take a provider's stake."""
+
+    provider: Annotated[str, Meta(description="The account of the provider that cheated.")]
+    offence: Annotated[str, Meta(description="equivocation or overcharge.")]
+    request_id: str
+    attempt: int
+    since: _Time
+    state: Annotated[str, Meta(description="waiting for the ledger, done, or dead if it was refused.")]
+    refused: Annotated[str, Meta(description="Why the ledger would not have it.")]
+
+    @classmethod
+    def of(cls, row: Accusation) -> Self:
+        evidence = row.evidence
+        receipt = (evidence.first if isinstance(evidence, Equivocation) else evidence.receipt).receipt
+        return cls(
+            provider=address_text(receipt.provider),
+            offence=type(evidence).__name__.lower(),
+            request_id=receipt.attempt.request,
+            attempt=receipt.attempt.number,
+            since=_time(row.since),
+            state=str(row.state),
+            refused=row.refused,
+        )
+
+
 class WalletBody(Struct):
     """What the node's account has on the ledger, and its channels and fees from the journal."""
 
@@ -102,6 +131,9 @@ class WalletBody(Struct):
     channels: Sequence[ChannelBody]
     spending: Sequence[SpendingBody]
     earnings: Sequence[SpendingBody]
+    accused: Annotated[
+        Sequence[AccusationBody], Meta(description="Providers that were caught cheating, the latest first.")
+    ]
 
 
 class ChargeBody(Struct):

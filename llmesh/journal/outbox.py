@@ -27,6 +27,7 @@ __all__ = [
     "due_intents",
     "find_intent",
     "intents_of",
+    "intents_with",
     "next_nonce",
     "next_times",
     "waiting_intents",
@@ -211,6 +212,14 @@ def intents_of(
         " ORDER BY created DESC, id LIMIT ?4"
     )
     return [_intent(row) for row in db.execute(query, (kind, account, state, limit))]
+
+
+def intents_with(db: apsw.Connection, kind: str, account: str, part: bytes, limit: int) -> list[Intent]:
+    """The latest intents of one account that have these bytes in their body, the latest first."""
+    query = (
+        f"{_SELECT} WHERE kind = ? AND account = ? AND instr(body, ?) > 0 ORDER BY created DESC, id LIMIT ?"
+    )
+    return [_intent(row) for row in db.execute(query, (kind, account, part, limit))]
 
 
 def next_times(db: apsw.Connection, kind: str) -> dict[str, float]:

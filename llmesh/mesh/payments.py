@@ -121,8 +121,9 @@ class Payments:
         frees what it held if the attempt was not sent or the provider refused it; otherwise it stays held
         until the provider is asked, which `run` does.
         """
-        if candidate.payee is None:
-            raise RuntimeError("Only an offer with a payee is paid for.")
+        if candidate.payee is None or candidate.payee.terms is None:
+            raise RuntimeError("Only an offer with a payee and terms is paid for.")
+        self.tabs.accuser.know(candidate.payee.offer, candidate.payee.terms)
         if purse is not None:
             await purse.hold(attempt, candidate.fee)
         try:
@@ -160,6 +161,7 @@ class Payments:
         """Write down what was spent, and ask after what is not known, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.tabs.backlog.run)
+            nursery.start_soon(self.tabs.accuser.run)
             while True:
                 for tab in self.tabs.doubtful():
                     if not tab.resolving:

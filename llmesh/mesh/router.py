@@ -318,6 +318,7 @@ class Router:
         payee = candidate.payee
         if payee is None:
             return  # this node's own
+        self._payments.tabs.accuser.hear(signed)
         with blamed(candidate.peer_id):
             asked, got = run.input_digest, values_digest(output)
             work = Work(attempt.model_id, class_of(candidate.offer), asked, got)

@@ -51,6 +51,7 @@ from llmesh.journal.open import Journal
 from llmesh.journal.purse import DurablePurse
 from llmesh.journal.receipts import ReceiptRow, StoreReceipt, receipts_of
 from llmesh.ledger.ledger import Ledger
+from llmesh.mesh.accuser import Accuser
 from llmesh.mesh.backlog import Backlog
 from llmesh.mesh.teller import Teller
 from llmesh.net.payment import confirm, reconcile
@@ -64,7 +65,7 @@ AGREEMENT = 8.0
 
 
 AWAY = 30.0
-"""Seconds for which no deposit is tried after the ledger could not be reached, so that nobody waits for it."""
+"""Seconds for which no deposit is tried after the ledger was out of reach, so that nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Tabs:
         self.credentials = credentials
         self.settings = settings
         self.backlog = Backlog(journal)
+        self.accuser = Accuser(teller, journal)
         self.doubt = trio.Event()
         self._ledger = ledger
         self._journal = journal
@@ -282,6 +284,7 @@ class Tabs:
                 channel.sync(asked, answer)
         finally:
             self.backlog.add_books(tab.books)
+            self.accuser.compare((*answer.charged, *((answer.last,) if answer.last else ())))
         charged = {receipt.attempt: receipt for receipt in answer.charged}
         for attempt in set(asked.lost) - {attempt for attempt, _ in answer.running}:
             self._settle(tab, attempt, charged.get(attempt))

@@ -11,18 +11,23 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
+from llmesh.core.address import Address
 from llmesh.core.encoding import canonical_json, parse_canonical_json
+from llmesh.core.evidence import Evidence
 from llmesh.core.operations import (
     Operation,
     SignedOperation,
+    Slash,
     sign_operation,
     unsigned_from_json,
     unsigned_to_json,
 )
 from llmesh.core.signer import Signer
+from llmesh.core.typed import Chain
 from llmesh.errors import MeshError, TransactionFailed
 from llmesh.journal.open import Journal
 from llmesh.journal.outbox import (
@@ -31,12 +36,14 @@ from llmesh.journal.outbox import (
     CompleteIntent,
     DelayIntent,
     Intent,
+    IntentState,
+    intents_with,
     next_nonce,
     waiting_intents,
 )
 from llmesh.ledger.ledger import REFUSALS, Ledger
 
-__all__ = ["KIND", "Teller"]
+__all__ = ["KIND", "Accusation", "Teller", "accusations"]
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +58,12 @@ class Teller:
 
     def __init__(self, ledger: Ledger, journal: Journal, signer: Signer, clock: Callable[[], float]) -> None:
         self.signer = signer
+        self.chain = ledger.chain
         self._ledger = ledger
         self._journal = journal
         self._clock = clock
         # An account of another ledger is another account: what waits for that one is not sent to this.
-        self._account = f"{ledger.chain.id} {signer.address.hex()}"
+        self._account = _account_of(ledger.chain, signer.address)
         self._turn = trio.Lock()
         self._left = trio.Event()
 
@@ -164,3 +172,31 @@ class Teller:
     async def _next_nonce(self) -> bytes:
         account = await self._ledger.account(self.signer.address)
         return (account.nonce + 1).to_bytes(8, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Accusation:
+    """Evidence that an account has brought to the ledger, and what became of it; `since` in seconds.
+
+    `refused` says why the ledger would not have it.
+    """
+
+    evidence: Evidence
+    since: float
+    state: IntentState
+    refused: str
+
+
+async def accusations(journal: Journal, chain: Chain, owner: Address, limit: int) -> list[Accusation]:
+    """The latest that this account has brought, the latest first.  Raises TransactionFailed."""
+    part = canonical_json("slash")
+    found = []
+    for intent in await journal.read(intents_with, KIND, _account_of(chain, owner), part, limit):
+        operation = unsigned_from_json(parse_canonical_json(intent.body))
+        if isinstance(operation, Slash):
+            found.append(Accusation(operation.evidence, intent.created, intent.state, intent.last_error))
+    return found
+
+
+def _account_of(chain: Chain, owner: Address) -> str:
+    return f"{chain.id} {owner.hex()}"

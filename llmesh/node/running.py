@@ -27,7 +27,7 @@ from llmesh.errors import ModelNotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.peers import PeerView
 from llmesh.gateway.status import NodeStatus, WorkerView
-from llmesh.gateway.wallet import Wallet
+from llmesh.gateway.wallet import MOST_ACCUSED, Wallet
 from llmesh.gateway.webhooks.courier import Courier
 from llmesh.journal.channels import earned
 from llmesh.journal.open import Journal
@@ -40,6 +40,7 @@ from llmesh.mesh.fetcher import Fetcher
 from llmesh.mesh.market import Market
 from llmesh.mesh.reachability import Reachability
 from llmesh.mesh.router import Router, Streamed
+from llmesh.mesh.teller import accusations
 from llmesh.mesh.witness import asked
 from llmesh.net.host import Host
 from llmesh.node.drain import Drain
@@ -284,7 +285,9 @@ class Node:
         """How it stands at this moment."""
         rooms = self._rooms
         reached = rooms.reachability.reached
-        account = await rooms.swarm.ledger.account(rooms.swarm.signer.address)
+        ledger, owner = rooms.swarm.ledger, rooms.swarm.signer.address
+        account = await ledger.account(owner)
+        accused = await accusations(rooms.journal, ledger.chain, owner, MOST_ACCUSED)
         return NodeStatus(
             node_id=self.peer_id,
             version=__version__,
@@ -299,7 +302,7 @@ class Node:
             providers=self.abilities.providers if self.abilities else (),
             workers=tuple(map(_view, rooms.runtime.workers())),
             transfers=tuple(self._transfers.values()),
-            swarm=rooms.swarm.view(account.balance),
+            swarm=rooms.swarm.view(account.balance, len(accused)),
         )
 
     @property

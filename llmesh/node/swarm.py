@@ -18,10 +18,9 @@ from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs
 from llmesh import crypto
 from llmesh.core.address import Address, address_text
 from llmesh.core.amount import Amount
-from llmesh.core.evidence import Evidence
 from llmesh.core.genesis import Genesis, SignedGenesis, sign_genesis
 from llmesh.core.invite import MAX_ADDRESSES, Credit, Invite, SignedCredit, invite_text, sign_credit
-from llmesh.core.operations import Bond, Redeem, Slash, StartUnbond, Withdraw
+from llmesh.core.operations import Bond, Redeem, StartUnbond, Withdraw
 from llmesh.core.rules import credit_mark
 from llmesh.core.signer import Signer
 from llmesh.errors import (
@@ -106,15 +105,8 @@ class Swarm:
         """Put what was unbonded back into the balance.  Raises Conflict before its time, or as `unbond`."""
         await self.teller.perform(Withdraw())
 
-    async def slash(self, evidence: Evidence) -> None:
-        """Take the stake of a provider that is proved to have cheated; half of it comes to this node.
-
-        Raises ValidationFailed where nothing is proved, Conflict for a case that was punished before.
-        """
-        await self.teller.perform(Slash(evidence))
-
-    def view(self, balance: Amount) -> SwarmView:
-        """What `status` shows of it."""
+    def view(self, balance: Amount, accused: int) -> SwarmView:
+        """What `status` shows of it: `accused` providers were caught cheating."""
         ledger = self.ledger
         followed, alarm = (ledger.followed, ledger.alarm) if isinstance(ledger, Follower) else (0, "")
         return SwarmView(
@@ -125,6 +117,7 @@ class Swarm:
             self.log.height,
             followed,
             alarm,
+            accused,
         )
 
     async def invite(self, addresses: Sequence[str], credit: Amount, lifetime: float) -> str:

@@ -113,6 +113,7 @@ export interface Status {
     entries: number
     followed: number
     alarm: string
+    accused: number
   } | null
 }
 
@@ -137,6 +138,16 @@ export interface Wallet {
   channels: Record<string, any>[]
   spending: Fees[]
   earnings: Fees[]
+  /** Providers that were caught cheating, the latest first. */
+  accused: {
+    provider: string
+    offence: 'equivocation' | 'overcharge'
+    request_id: string
+    attempt: number
+    since: string
+    state: 'waiting' | 'done' | 'dead'
+    refused: string
+  }[]
 }
 
 export interface Receipts {

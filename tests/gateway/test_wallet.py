@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from quart_trio import QuartTrio
 from llmesh.core.address import address_from_text, address_text
 from llmesh.core.amount import Amount
 from llmesh.core.channel import Deposit
+from llmesh.core.encoding import canonical_json
+from llmesh.core.evidence import Equivocation
 from llmesh.core.ids import AttemptId, ModelId, PeerId, RequestId
+from llmesh.core.operations import Slash, unsigned_to_json
 from llmesh.core.receipt import (
     NO_CHARGE,
     NO_OFFER,
@@ -36,6 +40,7 @@ from llmesh.gateway.wallet import Wallet, wallet_route, wallet_routes
 from llmesh.journal.channels import AddChannel, ChannelRow, Reservation, Reserve
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal, open_journal
+from llmesh.journal.outbox import AddIntent, Intent
 from llmesh.journal.receipts import ReceiptRow, StoreReceipt
 from llmesh.ledger.memory import MemoryLedger
 from tests.core.banking import ALICE, BOB, CHAIN, GENESIS, ISSUER, SIGN, config
@@ -51,6 +56,14 @@ FREE, PAID, LOST = (RequestId(digit * 32) for digit in "abc")
 def receipt(request: RequestId, charge: Charge, at: float, offer: bytes = NO_OFFER) -> SignedReceipt:
     work = Work(MODEL, "fp32-strict", b"i" * 32, b"o" * 32)
     return sign_receipt(Receipt(BOB, AttemptId(request, 1), offer, work, charge, int(at)), CHAIN, SIGN[BOB])
+
+
+def accusation(first: SignedReceipt, at: float) -> Intent:
+    """What a Teller leaves in the outbox for evidence."""
+    other = replace(first.receipt, issued_at=1)
+    second = sign_receipt(other, CHAIN, SIGN[BOB])
+    body = canonical_json(unsigned_to_json(Slash(Equivocation(first, second))))
+    return Intent("one", "ledger", f"{CHAIN.id} {ALICE.hex()}", 0, body, at, at)
 
 
 @pytest.fixture
@@ -72,6 +85,7 @@ async def app(journal: Journal) -> QuartTrio:
         StoreReceipt(ReceiptRow(Side.PAYER, PEER, old)),
         StoreReceipt(ReceiptRow(Side.PROVIDER, PEER, forged)),
         Reserve(Reservation(ID, AttemptId(LOST, 2), Amount(7), now)),
+        AddIntent(accusation(paid, now)),
     )
     ledger = MemoryLedger(GENESIS, SIGN[ISSUER], trio.current_time)
     wallet = Wallet(journal, ledger, ALICE, {MODEL: "gpt-mini"}.get)  # type: ignore[arg-type]
@@ -99,6 +113,9 @@ async def test_it_shows_what_there_is(app: QuartTrio) -> None:
     [spent] = told["spending"]
     assert (spent["model"], spent["fees"], spent["count"]) == ("gpt-mini", "0.000001", 2)
     assert [row["count"] for row in told["earnings"]] == [1]
+    [accused] = told["accused"]
+    assert (accused["provider"], accused["request_id"], accused["attempt"]) == (address_text(BOB), PAID, 1)
+    assert (accused["offence"], accused["state"], accused["refused"]) == ("equivocation", "waiting", "")
     _, longer = await ask(app, "/owner/wallet?days=50")
     assert len(longer["spending"]) == 2
 

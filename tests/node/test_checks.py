@@ -29,7 +29,7 @@ from llmesh.node.home import open_home
 from llmesh.node.swarm import account_signer, open_log
 
 Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - as shutil has it
-SWARM = {"id": "f" * 64, "issuer": False, "followed": 2, "balance": 5, "alarm": ""}
+SWARM = {"id": "f" * 64, "issuer": False, "followed": 2, "balance": 5, "alarm": "", "accused": 0}
 STATUS: dict[str, Any] = {
     "version": "9", "models": 1, "peers": 3, "reachable": True, "sandbox": "confined",
     "providers": ["cpu"], "swarm": SWARM,

@@ -44,7 +44,7 @@ STATUS = {
         for id in (ID, ID2)
     ],
     "swarm": {"id": "f" * 64, "account": "0x", "issuer": False, "balance": 1234567.000001, "entries": 3,
-              "followed": 2, "alarm": "two logs"},
+              "followed": 2, "alarm": "two logs", "accused": 1},
 }  # fmt: skip
 
 

@@ -85,6 +85,9 @@ def _wallet(told: dict[str, Any], days: int) -> Iterator[str]:
         rows = [_fees(row) for row in told[name]]
         heads = ("day (UTC)", "model", "answers", "MESH")
         yield table(heads, rows, title) if rows else f"{title}: nothing in {days} days."
+    if told["accused"]:
+        rows = [_accused(row) for row in told["accused"]]
+        yield table(("account", "request", "what", "since", "stake"), rows, "Providers that cheated")
 
 
 _WORDS = {
@@ -107,6 +110,13 @@ def _channel(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _fees(row: dict[str, Any]) -> tuple[str, ...]:
     return (row["day"], row["model"] or row["model_id"][:_SHORT], str(row["count"]), str(row["fees"]))
+
+
+def _accused(row: dict[str, Any]) -> tuple[str, ...]:
+    what = {"equivocation": "two receipts for one attempt", "overcharge": "more than its offer"}
+    became = {"waiting": "waits for the ledger", "done": "taken", "dead": f"not taken: {row['refused']}"}
+    offence, state = str(row["offence"]), str(row["state"])
+    return (row["provider"], row["request_id"], what.get(offence, offence), row["since"], became[state])
 
 
 def _explanation(told: dict[str, Any]) -> Iterator[str]:

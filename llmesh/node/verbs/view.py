@@ -80,6 +80,8 @@ def _money(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "swarm", f"{swarm['id'][:16]}, {part}"
     if swarm["alarm"]:
         yield "ALARM", swarm["alarm"]
+    if swarm["accused"]:
+        yield "caught cheating", f"{swarm['accused']} of the providers it has paid; `wallet` shows them"
 
 
 def lasting(seconds: float) -> str:
