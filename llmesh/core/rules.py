@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 from llmesh import crypto
@@ -212,7 +213,7 @@ def _finalize_withdraw(draft: _Draft, op: ops.FinalizeWithdraw) -> None:
 def _too_early(draft: _Draft, free_at: int) -> None:
     if draft.at < free_at:
         wait = free_at - draft.at
-        raise Conflict(f"That is possible in {wait} s.", retry_after=wait)
+        raise Conflict(f"That is possible in {timedelta(seconds=wait)} h.", retry_after=wait)
 
 
 def _bond(draft: _Draft, op: ops.Bond) -> None:

@@ -17,7 +17,7 @@ import trio
 
 from llmesh.core.account import Purse
 from llmesh.core.amount import Amount
-from llmesh.errors import Conflict, TransactionFailed, Unauthorized, ValidationFailed
+from llmesh.errors import Conflict, NotFound, TransactionFailed, Unauthorized, ValidationFailed
 from llmesh.gateway.callers import Scope
 from llmesh.journal.budgets import ForgetMarks, RaiseMark, SettleMark, marks_of
 from llmesh.journal.keys import AddKey, KeyRow, RevokeKey, all_keys, digest_key
@@ -87,7 +87,8 @@ class Keys:
     async def revoke(self, which: str) -> KeyRow:
         """Make a key, told by its id or its name, good for nothing from now on.
 
-        Raises Conflict where there is none, TransactionFailed where that cannot be kept.
+        Raises NotFound where there is none, Conflict where several have the name, TransactionFailed
+        where that cannot be kept.
         """
         row = self._named(which)
         revoked = replace(row, revoked=row.revoked if row.revoked is not None else self._clock())
@@ -151,7 +152,7 @@ class Keys:
         found = [row for row in self._rows.values() if which in (row.id, row.label)]
         in_force = [row for row in found if row.revoked is None]
         if not found:
-            raise Conflict(f"There is no key {which[:MAX_NAME]!r}; list shows all.")
+            raise NotFound(f"There is no key {which[:MAX_NAME]!r}; `llmesh keys list` shows all.")
         if len(in_force) > 1:
             ids = ", ".join(row.id for row in in_force)
             raise Conflict(f"Several keys are named {which!r}: say which by its id, of {ids}.")

@@ -12,7 +12,7 @@ import msgspec
 from quart import Response
 
 from llmesh.core.amount import Amount
-from llmesh.errors import Conflict, InsufficientBalance, TransactionFailed, Unauthorized, ValidationFailed
+from llmesh.errors import Conflict, InsufficientBalance, NotFound, TransactionFailed, ValidationFailed
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.openapi import Route
@@ -54,7 +54,7 @@ def owner_routes(keys: Keys, back_up: BackUp, wallet: Wallet) -> tuple[Route, ..
               errors=(Conflict, TransactionFailed)),
         Route("POST", "/owner/keys/revoke", Scope.OWNER, partial(post_revoked, keys),
               "Make a key good for nothing from now on.", answers=(KeyBody,), body=RevokedBody,
-              errors=(Conflict, TransactionFailed)),
+              errors=(Conflict, NotFound, TransactionFailed)),
         Route("POST", "/owner/backup", Scope.OWNER, partial(post_backup, back_up),
               "Write a backup of keys, journal and ledger into a folder.", answers=(SavedBody,),
               body=BackupBody, errors=(Conflict, TransactionFailed)),
@@ -66,7 +66,7 @@ def swarm_routes(invite: Inviting) -> tuple[Route, ...]:
     return (
         Route("POST", "/owner/invite", Scope.OWNER, partial(post_invite, invite),
               "Make an invite to this node's swarm.", answers=(InviteBody,), body=NewInviteBody,
-              errors=(Conflict, InsufficientBalance, Unauthorized)),
+              errors=(Conflict, InsufficientBalance)),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from llmesh.gateway.callers import Scope
 from llmesh.gateway.openapi import Route
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import encode
-from llmesh.gateway.wallet import Wallet, charge_body
+from llmesh.gateway.wallet import Wallet, charge_body, no_receipt
 from llmesh.gateway.wallet_schema import ChargeBody
 from llmesh.journal.receipts import ReceiptRow, receipts_of
 
@@ -61,7 +61,7 @@ async def get_receipts(wallet: Wallet, request: Request) -> Response:
     id = request_id(request.variable("id"))
     rows = await wallet.journal.read(receipts_of, id)
     if not rows:
-        raise NotFound(f"This node has no receipt of a request {id}.")
+        raise no_receipt(id)
     return Response(encode(_render(wallet, id, rows)), content_type="application/json")
 
 

@@ -16,7 +16,7 @@ from quart import Response
 
 from llmesh.core.address import Address, address_text
 from llmesh.core.amount import Amount
-from llmesh.core.ids import ModelId, request_id
+from llmesh.core.ids import ModelId, RequestId, request_id
 from llmesh.core.receipt import SignedReceipt, check_receipt
 from llmesh.core.typed import Chain
 from llmesh.errors import NotFound, TransactionFailed, ValidationFailed
@@ -42,7 +42,7 @@ from llmesh.journal.receipts import ReceiptRow, receipts_of, spending
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.teller import accusations
 
-__all__ = ["Wallet", "charge_body", "wallet_route", "wallet_routes"]
+__all__ = ["Wallet", "charge_body", "no_receipt", "wallet_route", "wallet_routes"]
 
 MOST_ACCUSED = 100
 """The most providers that cheated of which the wallet tells."""
@@ -105,9 +105,16 @@ async def get_explanation(wallet: Wallet, request: Request) -> Response:
     rows = await wallet.journal.read(receipts_of, id)
     doubts = [row for row in await wallet.journal.read(reservations) if row.attempt.request == id]
     if not rows and not doubts:
-        raise NotFound(f"This node has no receipt of a request {id}.")
+        raise no_receipt(id)
     charges = [charge_body(wallet, row) for row in rows]
     return _json(ExplanationBody(id, charges, [DoubtBody.of(row) for row in doubts]))
+
+
+def no_receipt(id: RequestId) -> NotFound:
+    """What to say of a request that nothing is kept of."""
+    return NotFound(
+        f"This node has kept no receipt of a request {id}: it cost nothing, or another node was asked."
+    )
 
 
 def charge_body(wallet: Wallet, row: ReceiptRow) -> ChargeBody:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from llmesh.core import operations
-from llmesh.core.address import Address, address_text
+from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.binding import check_binding
 from llmesh.core.channel import MAX_ATTEMPTS, Deposit
@@ -257,8 +257,9 @@ class Tabs:
         amount = Amount(max(short, min(quote.micro * self.settings.quotes, balance.micro // 2)))
         if amount > balance:
             raise InsufficientBalance(
-                f"An inference costs {quote} MESH and this node has {balance} MESH. Have MESH sent to its"
-                f" account {address_text(own)}, or join a swarm by an invite with a credit."
+                f"An inference costs {quote} MESH and this node has {balance} MESH. To get some,"
+                " run `llmesh invite --credit MESH` on the issuer of its swarm, and start this node with"
+                " --join and the line that it prints."
             )
         if trio.current_time() < self._away_until:
             raise TransactionFailed("The ledger could not be reached a moment ago; no deposit is made now.")

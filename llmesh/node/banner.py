@@ -11,6 +11,7 @@ from llmesh.core.announcement import Offer
 from llmesh.core.ids import PeerId
 from llmesh.core.model import TEXT_CLASSIFICATION
 from llmesh.gateway.status import NodeStatus
+from llmesh.node.config import default_data_dir
 
 __all__ = ["banner", "reachability_line"]
 
@@ -35,7 +36,7 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer], home: Path, ha
         lines += [*_keyed(home, has_keys), ""]
     for name, values in rows.items():
         lines += [f"  {name if n == 0 else '':<10} {value}" for n, value in enumerate(values)]
-    lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status), "Stop it with Ctrl-C."]
+    lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status, home), "Stop it with Ctrl-C."]
     return "\n".join(lines)
 
 
@@ -75,11 +76,13 @@ def _try(url: str, offers: Sequence[Offer]) -> str:
     return f"{curl} {url}/api/v1/inference -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
-def _join(status: NodeStatus) -> list[str]:
+def _join(status: NodeStatus, home: Path) -> list[str]:
     if not status.addresses:
         return []
+    credit = " --credit 5000" if status.swarm and status.swarm.issuer else ""  # a member can give none
+    which = "" if home == default_data_dir() else f" --data-dir {shlex.quote(str(home))}"
     return [
         "Another machine joins by the line that this prints, as the value of its --join:",
-        "  python -m llmesh.node invite --credit 5000",
+        f"  python -m llmesh.node invite{credit}{which}",
         "",
     ]

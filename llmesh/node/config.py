@@ -19,7 +19,7 @@ from llmesh.gateway.rates import Rates
 from llmesh.node import values
 from llmesh.node.values import Deployment, Replication
 
-__all__ = ["OPTIONS", "NodeConfig", "NodeOptions", "Option"]
+__all__ = ["OPTIONS", "NodeConfig", "NodeOptions", "Option", "default_data_dir"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Option:
     shown: str = ""
 
 
-def _data_dir() -> Path:
+def default_data_dir() -> Path:
+    """Where a node's key and state are unless a folder is named."""
     from platformdirs import user_data_path  # loaded only where no folder is given
 
     return user_data_path("llmesh", appauthor=False)
@@ -138,7 +139,7 @@ class NodeConfig:
             "FOLDER",
             shown="the platform's data directory",
         ),
-    ] = field(default_factory=_data_dir)
+    ] = field(default_factory=default_data_dir)
     stake: Annotated[Amount, Option("MESH that this node bonds and announces.", values.amount, "MESH")] = (
         _NOTHING
     )

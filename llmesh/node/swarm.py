@@ -30,7 +30,7 @@ from llmesh.errors import (
     MeshError,
     NodeUnreachable,
     TransactionFailed,
-    Unauthorized,
+    ValidationFailed,
 )
 from llmesh.gateway.status import SwarmView
 from llmesh.ledger.ledger import REFUSALS, Ledger
@@ -123,7 +123,7 @@ class Swarm:
     async def invite(self, addresses: Sequence[str], credit: Amount, lifetime: float) -> str:
         """A line that lets a machine join, through these addresses, for `lifetime` seconds.
 
-        Raises Unauthorized for a credit where this node is not the issuer, InsufficientBalance where it
+        Raises ValidationFailed for a credit where this node is not the issuer, InsufficientBalance where it
         has less than the credit, Conflict where it has no address.
         """
         if not addresses:
@@ -138,7 +138,10 @@ class Swarm:
     async def _credit(self, amount: Amount, lifetime: float) -> SignedCredit:
         issuer = self.log.issuer
         if issuer is None:
-            raise Unauthorized("Only the issuer of a swarm gives credit; this node can invite without.")
+            raise ValidationFailed(
+                "Only the issuer of a swarm gives credit, and this node is a member: make the invite on the"
+                " issuer, or without a credit here."
+            )
         balance = (await self.log.account(self.signer.address)).balance
         if amount > balance:
             raise InsufficientBalance(f"The issuer has {balance} MESH, less than a credit of {amount}.")
@@ -218,9 +221,8 @@ async def _bond(swarm: Swarm, stake: Amount) -> None:
         await swarm.teller.perform(Bond(stake - bonded))
     except InsufficientBalance as error:
         raise StartRefused(
-            f"The stake of {stake} MESH cannot be bonded. {error.message} Have MESH sent to this node's"
-            f" account {address_text(swarm.signer.address)}, join by an invite with a credit, or start with"
-            " a lower --stake."
+            f"The stake of {stake} MESH cannot be bonded. {error.message} Start with a lower --stake, or get"
+            " more first: `llmesh invite --credit MESH` on the issuer of the swarm prints a line for --join."
         ) from None
 
 

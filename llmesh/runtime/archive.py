@@ -64,7 +64,7 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits())
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the archive
-        raise ValidationFailed(f"The archive is damaged or of an unknown kind: {error}.") from None
+        raise ValidationFailed(f"The archive is damaged: {error}.") from None
 
 
 def _write(entry: _Entry, folder: Path, room: int) -> int:
@@ -109,7 +109,7 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
 
 
 def _tar_entries(archive: Path) -> Iterator[_Entry]:
-    with tarfile.open(archive, "r:*") as file:
+    with _open_tar(archive) as file:
         for info in file:
             path = _safe(info.name)
             if info.isdir():
@@ -118,6 +118,15 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
             if stream is None or info.issparse():
                 raise ValidationFailed(f"The archive has {info.name!r}, which is not a plain file.")
             yield _Entry(path, info.size, stream)
+
+
+def _open_tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, "r:*")
+    except tarfile.ReadError:  # its text has a line for each kind of archive that was tried
+        raise ValidationFailed(
+            f"{archive.name} is neither an .onnx file nor a .zip or .tar that can be read."
+        ) from None
 
 
 def _safe(name: str) -> PurePosixPath:

@@ -76,6 +76,8 @@ def _find(path: Path, graph: str | None) -> tuple[Path, str]:
             folder, own = _split(path)
             _regular_size(folder, own)
             return folder, own
+        if not path.exists():
+            raise ValidationFailed(f"There is nothing at {path}.")
         if not path.is_dir():
             raise ValidationFailed(f"{path} is neither a folder nor an .onnx file.")
         folder = path.resolve()

@@ -87,6 +87,8 @@ class Store:
         Adding what is there changes nothing.  Raises ValidationFailed for what is no bundle,
         TooLarge over the quota, Conflict where the disk is full.
         """
+        if not await trio.Path(path).exists():
+            raise ValidationFailed(f"There is nothing at {path}.")
         if await trio.Path(path).is_dir() or path.suffix == ".onnx":
             source = await read_bundle(path, graph)
             graph = source.graph
@@ -94,7 +96,7 @@ class Store:
                 await self.make_room(sum(file.size for file in source.files), source.id)
             return await self._write(lambda folder: _copy(source, folder), graph)
         if not await trio.Path(path).is_file():
-            raise ValidationFailed(f"{path} is neither a folder, an .onnx file nor an archive.")
+            raise ValidationFailed(f"{path} is neither a folder nor a plain file.")
         limits = ArchiveLimits(size=max(0, self._quota - self._firm()))
         return await self._write(lambda folder: unpack(path, folder, limits), graph)
 

@@ -115,11 +115,13 @@ class TextReader:
     def read(self, values: Mapping[str, Value]) -> Tokens:
         """Raises ValidationFailed for what is no text or too long a one."""
         text, truncate = values.get("text"), values.get("truncate", False)
-        if not isinstance(text, str) or not values.keys() <= {"text", "truncate"}:
+        if "text" not in values or not values.keys() <= {"text", "truncate"}:
             names = ", ".join(sorted(repr(name[:80]) for name in values)[:20]) or "nothing"
             raise ValidationFailed(
                 f'The model takes {{"text": a string}}, and "truncate": true; it got {names}.'
             )
+        if not isinstance(text, str):
+            raise ValidationFailed(f"text must be a string, not {type(text).__name__}.")
         if not isinstance(truncate, bool):
             raise ValidationFailed(f"truncate must be true or false, not {type(truncate).__name__}.")
         if not text.strip():

@@ -9,7 +9,7 @@ import trio
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import AttemptId, PeerId, RequestId
-from llmesh.errors import Conflict, InsufficientBalance, Unauthorized, ValidationFailed
+from llmesh.errors import Conflict, InsufficientBalance, NotFound, Unauthorized, ValidationFailed
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.keys import PREFIX, Keys, open_keys
 from llmesh.journal.keys import KeyRow
@@ -97,7 +97,7 @@ async def test_names_are_told_apart(journal: Journal, clock: Clock) -> None:
         for bad in ("", " a", "a\n", "x" * 65):
             with pytest.raises(ValidationFailed):
                 await keys.create(bad, INFER, None)
-        with pytest.raises(Conflict, match="no key"):
+        with pytest.raises(NotFound, match="no key"):
             await keys.revoke("b")
         assert (await keys.revoke(first.id)).revoked is not None
         second, _ = await keys.create("a", INFER, None)

@@ -109,7 +109,7 @@ async def test_an_empty_account_says_where_money_comes_from(
     async with open_mesh() as mesh:
         poor, bob = await mesh.add("poor"), await mesh.add("bob")
         await bob.deploy("senti", "a", fee="0.1")
-        with pytest.raises(InsufficientBalance, match="invite with a credit") as caught:
+        with pytest.raises(InsufficientBalance, match=r"llmesh invite --credit.*issuer.*--join") as caught:
             await poor.router.infer(request())
         assert caught.value.code == 3001
         assert bob.runtime.started == 0

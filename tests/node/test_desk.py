@@ -249,7 +249,7 @@ def test_the_verbs_print_for_people(config: NodeConfig, tmp_path: Path) -> None:
 def test_an_explanation_reads_like_one(config: NodeConfig) -> None:
     trio.run(start_once, config)
     request = "ab" * 16
-    with pytest.raises(NotFound, match="no receipt"):
+    with pytest.raises(NotFound, match="cost nothing"):
         invoke(config, "explain", request)
     trio.run(store_a_receipt, config, request)
     done = CliRunner().invoke(main, ["explain", request, "--data-dir", str(config.data_dir)])

@@ -17,8 +17,9 @@ from llmesh.core.announcement import Offer
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.model import TEXT_CLASSIFICATION, Card
 from llmesh.errors import NodeBusy
-from llmesh.gateway.status import NodeStatus
+from llmesh.gateway.status import NodeStatus, SwarmView
 from llmesh.node.banner import banner, reachability_line
+from llmesh.node.config import NodeConfig
 from llmesh.node.drain import Drain
 from llmesh.node.faults import lone_errors
 
@@ -126,3 +127,15 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["version"] == llmesh.__version__
+
+
+def test_the_banner_has_an_invite_that_this_node_can_make() -> None:
+    own = SwarmView("aa", "0x1", True, Amount(1), 0)
+    member = replace(own, issuer=False)
+
+    def shown(swarm: SwarmView, home: Path) -> str:
+        return banner(replace(STATUS, swarm=swarm), "http://127.0.0.1:1", [], home, False)
+
+    assert "llmesh.node invite --credit 5000 --data-dir '/my home'\n" in shown(own, Path("/my home"))
+    assert "llmesh.node invite --credit 5000\n" in shown(own, NodeConfig().data_dir)
+    assert "llmesh.node invite\n" in shown(member, NodeConfig().data_dir)

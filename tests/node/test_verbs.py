@@ -136,7 +136,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_status_and_peers_read_well(gateway: Gateway) -> None:
     shown = said(gateway, "status")
     for part in (ME, "1 h 1 min", "/ip4/192.0.2.7/tcp/4001/p2p/", "consumer only", "0.000001 MESH",
-                 "1234567.000001", "1.0 of 2.5 MB, 0.1 MB/s from 1", "a member; 2 others",
+                 "1234567.000001", "1.0 of 2.5 MB, 0.1 MB/s from 1", "ledger from 2 of its peers",
                  "two logs"):  # fmt: skip
         assert part in shown
     assert json.loads(said(gateway, "status", "--json")) == STATUS
@@ -204,7 +204,7 @@ def receipt(*, genuine: bool) -> tuple[int, Any]:
         ("0.5", [MISSING, MISSING, receipt(genuine=True)], "receipt genuine; `llmesh"),
         ("0.5", [receipt(genuine=False)], "receipt NOT GENUINE"),
         ("0.5", [MISSING] * LOOKS, "no receipt"),
-        ("0", [MISSING], "no receipt, as nothing was charged"),
+        ("0", [MISSING], "no receipt was kept, as nothing was charged"),
     ],
 )  # fmt: skip
 async def test_a_receipt_is_waited_for(

@@ -128,8 +128,15 @@ def test_one_name_twice_is_refused(tmp_path: Path, out: Path, names: tuple[str, 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04", b"x" * 10_000])
 def test_other_files_are_refused(tmp_path: Path, out: Path, data: bytes) -> None:
     (tmp_path / "f").write_bytes(data)
-    with pytest.raises(ValidationFailed):
+    with pytest.raises(ValidationFailed) as caught:
         unpack(tmp_path / "f", out)
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_of_another_kind_is_told_what_is_taken(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "notes.md").write_bytes(b"hello")
+    with pytest.raises(ValidationFailed, match=r"notes\.md is neither an \.onnx file nor a \.zip or \.tar"):
+        unpack(tmp_path / "notes.md", out)
     assert contents(out) == {}
 
 

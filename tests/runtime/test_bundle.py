@@ -170,8 +170,8 @@ async def test_what_is_not_onnx_is_refused(tmp_path: Path, data: bytes, says: st
 
 
 async def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
-    assert "neither a folder nor" in await refused(tmp_path / "none")
-    assert "neither a folder nor" in await refused(tmp_path / "none.onnx")
+    assert "There is nothing at" in await refused(tmp_path / "none")
+    assert "There is nothing at" in await refused(tmp_path / "none.onnx")
     assert "no .onnx file" in await refused(tmp_path)
     (tmp_path / "x.txt").write_text("x")
     assert "neither a folder nor" in await refused(tmp_path / "x.txt")

@@ -58,6 +58,12 @@ async def test_a_model_is_opened_by_its_id_and_verified(store: Store) -> None:
         await store.open(added.id)
 
 
+async def test_a_path_with_nothing_at_it_is_called_that(store: Store, tmp_path: Path) -> None:
+    for name in ("none", "none.onnx", "none.zip"):
+        with pytest.raises(ValidationFailed, match=rf"There is nothing at .*{name}\."):
+            await store.add(tmp_path / name)
+
+
 async def test_what_is_not_there_is_not_found(store: Store) -> None:
     with pytest.raises(ModelNotFound):
         await store.open(ModelId("0" * 64))

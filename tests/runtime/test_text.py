@@ -66,7 +66,7 @@ def test_tokens_are_counted(sentiment: BatchedModel[Any]) -> None:
         ({}, "got nothing"),
         ({"Text": "x"}, "got 'Text'"),
         ({"text": "x", "more": 1}, "got 'more', 'text'"),
-        ({"text": 5}, "a string"),
+        ({"text": 5}, "text must be a string, not int"),
         ({"text": ""}, "empty"),
         ({"text": " \n"}, "empty"),
         ({"text": "\ud800"}, "surrogate"),

@@ -174,7 +174,7 @@ async def _receipt(asked: Asked, result: InferenceResult) -> str:
     async with asked.desk() as desk:
         told = await _receipts(desk, result.request_id, LOOKS if result.fee else 1)
     if not told:
-        return "no receipt" if result.fee else "no receipt, as nothing was charged"
+        return "no receipt" if result.fee else "no receipt was kept, as nothing was charged"
     genuine = all(row["charge"]["genuine"] for row in told)
     return f"receipt {'genuine' if genuine else 'NOT GENUINE'}; `llmesh explain {result.request_id}` shows it"
 

@@ -73,7 +73,7 @@ def verify(asked: Asked) -> None:
 
 def _verified(told: dict[str, Any]) -> str:
     return (
-        f"The ledger of swarm {told['swarm'][:16]} is whole: {told['entries']} entries, {told['accounts']}"
-        f" accounts, {told['channels']} channels.\nIts head is {told['head']}; where another member has"
-        " another one with as many entries, somebody is being deceived."
+        f"The ledger of swarm {told['swarm'][:16]} is whole. Entries: {told['entries']}, accounts:"
+        f" {told['accounts']}, channels: {told['channels']}.\nIts head is {told['head']}; where another"
+        " member has another one with as many entries, somebody is being deceived."
     )

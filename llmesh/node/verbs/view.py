@@ -76,7 +76,8 @@ def _money(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if swarm is None:
         return
     yield "balance", f"{swarm['balance']} MESH"
-    part = "the issuer" if swarm["issuer"] else f"a member; {swarm['followed']} others give it the ledger now"
+    followed = f"a member; it has the ledger from {swarm['followed']} of its peers now"
+    part = "the issuer" if swarm["issuer"] else followed
     yield "swarm", f"{swarm['id'][:16]}, {part}"
     if swarm["alarm"]:
         yield "ALARM", swarm["alarm"]
