@@ -63,7 +63,7 @@ class Caller:
         if scope not in self.scopes:
             raise Unauthorized(
                 f"The key {self.name} does not have the scope {scope}; its owner makes one that has:"
-                f" python -m llmesh.node keys create --name NAME --scopes {scope}"
+                f" llmesh keys create --name NAME --scopes {scope}"
             )
 
     def count(self, what: Counted, cost: int = 1) -> None:

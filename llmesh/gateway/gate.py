@@ -17,7 +17,7 @@ from llmesh.gateway.limits import Limits
 __all__ = ["Gate", "presented_key"]
 
 _BEARER = "bearer"
-_CREATE = "python -m llmesh.node keys create --name NAME"
+_CREATE = "llmesh keys create --name NAME"
 _NODE = "node"
 _NOBODY = Caller("nobody", frozenset())
 

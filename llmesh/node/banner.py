@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ __all__ = ["banner", "reachability_line"]
 
 _LOOPBACK = ("http://127.", "http://[::1]", "http://localhost")
 _KEYED = "The gateway listens beyond this machine, so it asks every caller for a key"
-_MAKE = "python -m llmesh.node keys create --name NAME --data-dir {}"
+_MAKE = "keys create --name NAME --data-dir {}"
 
 
 def banner(status: NodeStatus, url: str, offers: Sequence[Offer], home: Path, has_keys: bool) -> str:
@@ -54,7 +56,10 @@ def reachability_line(reached: Iterable[str], peer_id: PeerId) -> str:
 def _keyed(home: Path, has_keys: bool) -> list[str]:
     if has_keys:
         return [f"{_KEYED}."]
-    return [f"{_KEYED}. There is none yet; make one with:", f"  {_MAKE.format(shlex.quote(str(home)))}"]
+    return [
+        f"{_KEYED}. There is none yet; make one with:",
+        f"  {_program()} {_MAKE.format(shlex.quote(str(home)))}",
+    ]
 
 
 def _workers(status: NodeStatus) -> list[str]:
@@ -76,6 +81,14 @@ def _try(url: str, offers: Sequence[Offer]) -> str:
     return f"{curl} {url}/api/v1/inference -H 'content-type: application/json' -d {shlex.quote(body)}"
 
 
+def _program() -> str:
+    """What a person types for the command line of the very environment that this node runs in."""
+    own = Path(sys.executable).with_name("llmesh")
+    if shutil.which("llmesh") == str(own):
+        return "llmesh"
+    return shlex.quote(str(own)) if own.exists() else f"{shlex.quote(sys.executable)} -m llmesh.node"
+
+
 def _join(status: NodeStatus, home: Path) -> list[str]:
     if not status.addresses:
         return []
@@ -83,6 +96,6 @@ def _join(status: NodeStatus, home: Path) -> list[str]:
     which = "" if home == default_data_dir() else f" --data-dir {shlex.quote(str(home))}"
     return [
         "Another machine joins by the line that this prints, as the value of its --join:",
-        f"  python -m llmesh.node invite{credit}{which}",
+        f"  {_program()} invite{credit}{which}",
         "",
     ]

@@ -158,8 +158,13 @@ def node() -> FakeNode:
 
 
 @pytest.fixture
-def app(router: FakeRouter, node: FakeNode) -> QuartTrio:
-    return create_app(router, FakeCatalogue(), node, GatewaySettings(max_body=100_000, body_timeout=5))
+def catalogue() -> FakeCatalogue:
+    return FakeCatalogue()
+
+
+@pytest.fixture
+def app(router: FakeRouter, catalogue: FakeCatalogue, node: FakeNode) -> QuartTrio:
+    return create_app(router, catalogue, node, GatewaySettings(max_body=100_000, body_timeout=5))
 
 
 @pytest.fixture

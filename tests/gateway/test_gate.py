@@ -40,9 +40,9 @@ async def keys(tmp_path: Path):
 
 
 @pytest.fixture
-def make(router, node, keys: Keys) -> Callable[..., QuartTrio]:
+def make(router, catalogue, node, keys: Keys) -> Callable[..., QuartTrio]:
     def made(**settings: Any) -> QuartTrio:
-        return create_app(router, None, node, GatewaySettings(Gate(keys=keys, **settings)))
+        return create_app(router, catalogue, node, GatewaySettings(Gate(keys=keys, **settings)))
 
     return made
 

@@ -125,9 +125,9 @@ async def test_a_bad_request_is_no_inference(app: QuartTrio, clock: Clock) -> No
     assert (await client.post("/api/v1/inference", json=BODY)).status_code == 200
 
 
-async def test_each_row_of_a_batch_is_one_and_so_is_each_text(router, node, clock: Clock) -> None:
+async def test_each_row_of_a_batch_is_one_and_so_is_each_text(router, catalogue, node, clock: Clock) -> None:
     gate = Gate(limits=Limits(Rates(inference=Rate(3, 60))))
-    app = create_app(router, None, node, GatewaySettings(gate), batch_routes(router))
+    app = create_app(router, catalogue, node, GatewaySettings(gate), batch_routes(router))
     client = app.test_client()
     answer = await client.post("/api/v1/inference/batch", json={"requests": [BODY] * 5})
     rows = json.loads(await answer.get_data())["results"]

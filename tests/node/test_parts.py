@@ -136,6 +136,25 @@ def test_the_banner_has_an_invite_that_this_node_can_make() -> None:
     def shown(swarm: SwarmView, home: Path) -> str:
         return banner(replace(STATUS, swarm=swarm), "http://127.0.0.1:1", [], home, False)
 
-    assert "llmesh.node invite --credit 5000 --data-dir '/my home'\n" in shown(own, Path("/my home"))
-    assert "llmesh.node invite --credit 5000\n" in shown(own, NodeConfig().data_dir)
-    assert "llmesh.node invite\n" in shown(member, NodeConfig().data_dir)
+    assert " invite --credit 5000 --data-dir '/my home'\n" in shown(own, Path("/my home"))
+    assert " invite --credit 5000\n" in shown(own, NodeConfig().data_dir)
+    assert " invite\n" in shown(member, NodeConfig().data_dir)
+
+
+def test_the_banners_commands_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = tmp_path / "my env/bin", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir(parents=True)
+    program = own / "llmesh"
+    monkeypatch.setattr(sys, "executable", str(own / "python"))
+    monkeypatch.setenv("PATH", str(other))
+
+    def shown() -> str:
+        return banner(STATUS, "http://127.0.0.1:1", [], NodeConfig().data_dir, False)
+
+    assert f"  '{own / 'python'}' -m llmesh.node invite\n" in shown()
+    for path in (program, other / "llmesh"):
+        path.touch(0o755)
+    assert f"  '{program}' invite\n" in shown()  # another environment's is not ours
+    monkeypatch.setenv("PATH", str(own))
+    assert "  llmesh invite\n" in shown()

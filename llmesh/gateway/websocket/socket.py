@@ -180,7 +180,10 @@ class Socket:
     def _present(self) -> Caller:
         """Who asks, as of now: a key may have been revoked.  Raises Unauthorized."""
         if self._caller is None:
-            raise Unauthorized('Show a key first: {"type": "auth", "key": "llmesh_..."}.')
+            raise Unauthorized(
+                "This gateway asks for a key, with the handshake or in a first frame:"
+                ' {"type": "auth", "key": "llmesh_..."}.'
+            )
         self._caller = self._admit(self._key)
         return self._caller
 
