@@ -19,15 +19,19 @@ from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Chunk, Consumer, Usage
 from llmesh.core.model import Card, ModelInfo
 from llmesh.core.payment import Answer, Question, Reconcile
+from llmesh.core.peering import Pace
 from llmesh.core.pricing import FREE, check_quote
 from llmesh.core.receipt import SignedReceipt
 from llmesh.core.reference import model_name, model_version
-from llmesh.errors import Conflict, ModelFailed, ModelNotFound, RequestTimeout
+from llmesh.errors import Conflict, ModelFailed, ModelNotFound, NodeBusy, RequestTimeout
 from llmesh.mesh.till import Bill, Till
 from llmesh.runtime.bundle import Bundle
 from llmesh.runtime.runtime import Runtime
 
 __all__ = ["Provider"]
+
+QUESTIONS = 32, 0.5
+"""Questions about money of one peer: so many at once, then one in so many seconds."""
 
 _DEFAULT = Limits()
 
@@ -43,6 +47,7 @@ class Provider:
         self._bundles: dict[ModelId, Bundle] = {}
         self._infos: dict[ModelId, ModelInfo] = {}
         self._admission = Admission(limits, peer_id)
+        self._pace = Pace(*QUESTIONS)
 
     @property
     def offers(self) -> tuple[Offer, ...]:
@@ -118,8 +123,11 @@ class Provider:
     async def answer(self, question: Question, consumer: Consumer) -> Answer:
         """What a peer asks about money: whether an offer holds, or how its channel stands.
 
-        Raises ModelNotFound and NodeBusy for what would not be served now; otherwise as `Till.reconcile`.
+        Raises ModelNotFound and NodeBusy for what would not be served now, NodeBusy for a peer that asks
+        too often; otherwise as `Till.reconcile`.
         """
+        if not self._pace.take(consumer.peer_id, trio.current_time()):
+            raise NodeBusy("You ask too often about payment.", retry_after=QUESTIONS[1])
         if isinstance(question, Reconcile):
             return await self._till.reconcile(question, consumer)
         offer = self._offers.get(question.model)
