@@ -34,6 +34,7 @@ from llmesh.mesh.settlement import Settlement
 from llmesh.mesh.tabs import PaymentSettings, Tabs
 from llmesh.mesh.teller import Teller
 from llmesh.mesh.till import Till
+from llmesh.mesh.withdrawal import Withdrawal
 from llmesh.mesh.witness import seen
 from llmesh.net import artifact, inference, payment, reachability
 from llmesh.net import ledger as swarm_ledger
@@ -164,7 +165,8 @@ async def _start(
     if isinstance(swarm.ledger, Follower):
         nursery.start_soon(swarm.ledger.run)
     settlement = Settlement(rooms.journal, swarm.ledger, swarm.teller)
-    for task in (swarm.teller.run, trade.till.run, payments.run, settlement.run):
+    withdrawal = Withdrawal(rooms.journal, swarm.ledger, swarm.teller)
+    for task in (swarm.teller.run, trade.till.run, payments.run, settlement.run, withdrawal.run):
         nursery.start_soon(task)
     await nursery.start(take_part, swarm, config.join, config.stake)
     await nursery.start(announce_stake, swarm, rooms.announcer)
