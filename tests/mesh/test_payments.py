@@ -346,7 +346,7 @@ async def test_a_purse_and_an_account_are_topped_up_no_further_than_they_go(
         await bob.deploy("senti", "a", fee="300")
         for _ in range(3):
             await ann.router.infer(request())
-        with pytest.raises(InsufficientBalance, match="invite with a credit"):
+        with pytest.raises(InsufficientBalance, match="this node has 100 MESH"):
             await ann.router.infer(request())
         assert (await balance(mesh, "ann"), spent(ann)) == (Amount.parse(100), Amount.parse(900))
 
