@@ -79,9 +79,8 @@ def test_amounts_are_written_exactly(micro: int) -> None:
 
 @pytest.mark.parametrize("output", [{"x": "\ud800"}, {"\udfff": 1}])
 def test_an_answer_that_no_json_can_hold_is_the_providers_fault(output: dict) -> None:
-    with pytest.raises(ModelFailed) as caught:
+    with pytest.raises(ModelFailed):
         rendered(output)
-    assert caught.value.peer_id
 
 
 def test_an_endlessly_nested_answer_is_the_providers_fault() -> None:
