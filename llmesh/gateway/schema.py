@@ -243,4 +243,6 @@ def parse_amount(value: float | str, field: str) -> Amount:
 
 def _sentence(error: Exception) -> str:
     text = str(error)
+    if text.startswith(("Invalid enum value", "Invalid value")):
+        text += "; /docs of this node lists what it may be"
     return f"{text[:_MAX_DETAIL]}..." if len(text) > _MAX_DETAIL else f"{text}."

@@ -121,6 +121,13 @@ async def test_bad_paths(client, router, shelf, route: Route, text: str) -> None
     assert (router.requests, shelf.deployed) == ([], [])
 
 
+async def test_a_name_that_is_none_of_those_allowed_leads_to_them(client) -> None:
+    answer = await client.post("/api/v1/inference", json={"model": "m", "input": "x", "sort": "prize"})
+    assert answer.status_code == 422
+    told = (await answer.get_json())["detail"]
+    assert told == "Invalid enum value 'prize' - at `$.sort`; /docs of this node lists what it may be."
+
+
 async def test_each_row_of_a_batch_counts_as_an_inference(router, shelf) -> None:  # noqa: F811
     gate = Gate(limits=Limits(read_rates("inference=3/minute")))
     table = routes(router, FakeCatalogue(), FakeNode(), batch_routes(router))
