@@ -152,8 +152,10 @@ class Provider:
     async def _events(
         self, bill: Bill, accepted: Accepted, pieces: AsyncIterator[Chunk | Usage]
     ) -> AsyncGenerator[Event]:
+        """Text passes as it comes; named values, which may be the whole answer, wait for the charge."""
         yield accepted
         chunks, usage = bill.chunks, Usage()
+        held: list[Chunk] = []
         async for piece in pieces:
             if isinstance(piece, Usage):
                 usage = piece
@@ -161,9 +163,14 @@ class Provider:
             if piece.index != len(chunks):
                 raise ModelFailed(f"The worker gave chunk {piece.index} where {len(chunks)} was due.")
             chunks.append(piece)
+            held.append(piece)
+            while held and (len(held) > 1 or not piece.values):
+                yield held.pop(0)
+                bill.taken = len(chunks) - len(held)
+        receipt = await self._till.settle(bill)
+        for piece in held:
             yield piece
-            bill.taken = len(chunks)
-        yield Completed(usage, await self._till.settle(bill))
+        yield Completed(usage, receipt)
 
     @contextmanager
     def _place(self, attempt: Attempt, consumer: Consumer) -> Iterator[Accepted]:
