@@ -141,7 +141,7 @@ class Store:
         async with self._writing:
             await self._discard(self._folder(model))
             if model not in self._receiving:
-                await self._discard(self.partial(model))
+                await self._discard(self._unfinished(model))
 
     async def make_room(self, size: int, model: ModelId | None = None) -> None:
         """See to it that `size` bytes, of a model, fit the quota: what nobody uses is removed if need be.
@@ -175,7 +175,7 @@ class Store:
 
     def partial(self, model: ModelId) -> Path:
         """The folder of an unfinished transfer of a model, made if need be."""
-        folder = self._staging / f"{model_id(model)}{_PARTIAL}"
+        folder = self._unfinished(model)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -254,6 +254,9 @@ class Store:
 
     def _folder(self, model: ModelId) -> Path:
         return self._models / model_id(model)
+
+    def _unfinished(self, model: ModelId) -> Path:
+        return self._staging / f"{model_id(model)}{_PARTIAL}"
 
 
 _PARTIAL = ".partial"

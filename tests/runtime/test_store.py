@@ -286,6 +286,15 @@ trio.run(main)
 """
 
 
+async def test_removing_makes_nothing_that_a_kill_could_leave(store: Store, monkeypatch) -> None:
+    added = await store.add(DEMO)
+    made: list[Path] = []
+    monkeypatch.setattr(Path, "mkdir", lambda path, *_, **__: made.append(path))
+    await store.remove(added.id)
+    assert not made
+    assert not store.models()
+
+
 async def test_a_kill_at_any_moment_leaves_whole_models_only(tmp_path: Path) -> None:
     for delay in (0.0, 0.003, 0.007, 0.013, 0.02):
         child = subprocess.Popen(
