@@ -11,6 +11,7 @@ from quart import Response
 
 from llmesh.core.address import address_text
 from llmesh.core.ids import RequestId, request_id
+from llmesh.core.receipt import receipt_digest
 from llmesh.core.typed import Chain
 from llmesh.errors import NotFound, TransactionFailed
 from llmesh.gateway.callers import Scope
@@ -34,6 +35,7 @@ class ChainBody(Struct):
 class ReceiptBody(Struct):
     """One receipt: what it says, and the signed bytes that say it."""
 
+    id: Annotated[str, Meta(description="The digest that was signed, in hex.")]
     charge: ChargeBody
     signed: Annotated[str, Meta(description="The receipt as signed, packed, in hex.")]
 
@@ -66,8 +68,14 @@ async def get_receipts(wallet: Wallet, request: Request) -> Response:
 
 
 def _render(wallet: Wallet, id: RequestId, rows: Sequence[ReceiptRow]) -> ReceiptsBody:
-    receipts = [ReceiptBody(charge_body(wallet, row), row.signed.packed.hex()) for row in rows]
-    return ReceiptsBody(id, _chain(wallet.ledger.chain), receipts)
+    chain = wallet.ledger.chain
+    receipts = [
+        ReceiptBody(
+            receipt_digest(row.signed.receipt, chain).hex(), charge_body(wallet, row), row.signed.packed.hex()
+        )
+        for row in rows
+    ]
+    return ReceiptsBody(id, _chain(chain), receipts)
 
 
 def _chain(chain: Chain) -> ChainBody:

@@ -154,7 +154,7 @@ export interface Receipts {
   request_id: string
   chain: { id: number; contract: string }
   /** What each says, and its signed bytes in hex. */
-  receipts: { charge: Record<string, any>; signed: string }[]
+  receipts: { id: string; charge: Record<string, any>; signed: string }[]
 }
 
 export type EventName = 'inference' | 'peer_update' | 'model_announce' | 'transfer' | 'model_deployed'

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, model_id
+from llmesh.core.ids import request_id as valid_request_id
 from llmesh.core.wishes import Wishes
 from llmesh.errors import MeshError, ValidationFailed
+from llmesh_sdk.receipts import AnswerReceipt
 from llmesh_sdk.results import InferencePlan, InferenceResult, ModelOffer, NodeStatus, Webhook
 
 if TYPE_CHECKING:
@@ -198,6 +200,16 @@ class MeshClient:
     async def remove_model(self, model: ModelId) -> None:
         """Have the node serve one of its own models no longer.  Raises ModelNotFound for another's."""
         await self._transport.delete(f"/api/v1/models/{model_id(model)}", ANSWER_TIMEOUT)
+
+    async def receipt(self, request_id: str) -> AnswerReceipt:
+        """What a provider signed for a paid request, as the node has kept it; its `verify` works offline.
+
+        An inference's own `result.receipt` is the same, free work included.  Raises NotFound where the
+        node has none.
+        """
+        name = valid_request_id(request_id)
+        answer = await self._transport.get(f"/api/v1/receipts/{name}", ANSWER_TIMEOUT, {})
+        return self._parse(AnswerReceipt.kept, answer)
 
     def register_webhook(self, url: str, events: Collection[str], secret: str | None = None) -> Webhook:
         """Have the node POST events to `url`, signed by `secret` (Standard Webhooks), or by one it makes.

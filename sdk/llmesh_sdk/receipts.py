@@ -41,6 +41,21 @@ class AnswerReceipt:
             signed=bytes.fromhex(fields["signed"]),
         )
 
+    @classmethod
+    def kept(cls, fields: Mapping[str, Any]) -> Self:
+        """The latest of what a node has kept of a request."""
+        last, ledger = fields["receipts"][-1], fields["chain"]
+        charge = last["charge"]
+        told = {
+            "id": last["id"],
+            "provider": charge["provider"],
+            "price": charge["price"],
+            "chain": ledger["id"],
+            "contract": ledger["contract"],
+            "signed": last["signed"],
+        }
+        return cls.read(told, RequestId(fields["request_id"]))
+
     def verify(self, input: Mapping[str, Any] | None = None, output: Mapping[str, Any] | None = None) -> None:
         """Check, offline, that the provider has signed this; and that it was for this input and output.
 

@@ -21,6 +21,7 @@ from llmesh.core.ids import ModelId
 from llmesh.core.wishes import Wishes
 from llmesh.errors import MeshError
 from llmesh_sdk import client
+from llmesh_sdk.receipts import AnswerReceipt
 from llmesh_sdk.results import (
     InferencePlan,
     InferenceResult,
@@ -142,6 +143,10 @@ class MeshClient:
     def remove_model(self, model: ModelId) -> None:
         """Have the node serve one of its own models no longer."""
         _run(lambda: self._client.remove_model(model))
+
+    def receipt(self, request_id: str) -> AnswerReceipt:
+        """What a provider signed for a paid request, as the node has kept it."""
+        return _run(lambda: self._client.receipt(request_id))
 
     def register_webhook(self, url: str, events: Collection[str], secret: str | None = None) -> Webhook:
         """Have the node POST events to `url`, signed by `secret`, or by one that it makes."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from llmesh_sdk import AnswerReceipt
 from quart_trio import QuartTrio
 
 from llmesh.core.address import address_from_text, address_text
@@ -141,6 +142,9 @@ async def test_it_explains_a_charge(app: QuartTrio) -> None:
 
 async def test_a_receipt_can_be_checked_by_whoever_gets_it(app: QuartTrio) -> None:
     status, told = await ask(app, f"/api/v1/receipts/{PAID}")
+    kept = AnswerReceipt.kept(told)
+    kept.verify()
+    assert kept.request_id == PAID
     assert (status, told["request_id"]) == (200, PAID)
     [row] = told["receipts"]
     assert (row["charge"]["price"], row["charge"]["genuine"]) == ("0.000001", True)

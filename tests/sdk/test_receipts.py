@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from llmesh_sdk import AnswerReceipt, InferenceResult
+import trio
+from llmesh_sdk import AnswerReceipt, InferenceResult, MeshClient
+from llmesh_sdk.transport import Transport
 
+from llmesh.core.address import address_text
 from llmesh.core.amount import Amount
 from llmesh.core.digest import values_digest
 from llmesh.core.encoding import Tensor
 from llmesh.core.ids import AttemptId, ModelId, RequestId
 from llmesh.core.inference import Result
-from llmesh.core.receipt import NO_OFFER, Charge, Receipt, Work, sign_receipt
+from llmesh.core.receipt import NO_OFFER, Charge, Receipt, Work, receipt_digest, sign_receipt
 from llmesh.core.voucher import ChannelId
 from llmesh.errors import ValidationFailed
 from llmesh.gateway.inference import render_result
@@ -94,3 +98,25 @@ def test_without_the_extra_it_says_what_to_install(
 def test_an_older_gateway_gives_none() -> None:
     fields = json.loads(render_result(replace(RESULT, receipt=None)))
     assert InferenceResult.read(fields).receipt is None
+
+
+def test_a_client_asks_for_what_its_node_has_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def get(self: Transport, path: str, timeout: float, query: object) -> dict[str, Any]:
+        asked.append(path)
+        charge = {"provider": address_text(BOB.address), "price": 0.1}
+        kept = {
+            "id": receipt_digest(SIGNED.receipt, CHAIN).hex(),
+            "charge": charge,
+            "signed": SIGNED.packed.hex(),
+        }
+        ledger = {"id": CHAIN.id, "contract": address_text(CHAIN.contract)}
+        return {"request_id": REQUEST, "chain": ledger, "receipts": [kept]}
+
+    monkeypatch.setattr(Transport, "get", get)
+    receipt = trio.run(MeshClient("http://localhost:1").receipt, REQUEST)
+    receipt.verify(ASKED, GOT)
+    assert (receipt.price, asked) == (PRICE, [f"/api/v1/receipts/{REQUEST}"])
+    with pytest.raises(ValidationFailed):
+        trio.run(MeshClient("http://localhost:1").receipt, "../status")
