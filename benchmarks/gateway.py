@@ -52,6 +52,9 @@ CEILINGS = {"REST": "JSON", "OpenAI": "JSON", "KServe": "JSON", "SSE": "events",
 class Fake:
     """Router, catalogue and node that know one answer."""
 
+    async def search(self, part: str, max_fee: object, limit: int) -> Sequence[Any]:
+        return ()
+
     ready = True
 
     def __init__(self) -> None:
