@@ -77,7 +77,10 @@ class Settlement:
             with trio.move_on_after(PERIOD):
                 height = await self._ledger.after(height)
             try:
-                await self.settle()
+                if await self._teller.is_busy():
+                    height = -1  # look again soon, and claim nothing twice in two sizes meanwhile
+                else:
+                    await self.settle()
             except TransactionFailed as error:
                 log.warning("what was earned is not claimed yet: %s", error.message)
             await trio.sleep(PAUSE)
