@@ -15,13 +15,7 @@ from llmesh.core.meter import Meter, Metric
 from llmesh.core.trace import read_trace
 from llmesh.errors import (
     Conflict,
-    InsufficientBalance,
-    ModelFailed,
-    ModelNotFound,
-    NetworkError,
     NodeBusy,
-    NodeUnreachable,
-    RequestTimeout,
 )
 from llmesh.gateway.body import HELD, linger
 from llmesh.gateway.callers import Scope
@@ -29,7 +23,7 @@ from llmesh.gateway.docs import docs_routes
 from llmesh.gateway.faces import face_routes, tell_for
 from llmesh.gateway.gate import Gate
 from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, keyed
-from llmesh.gateway.inference import Router, post_inference
+from llmesh.gateway.inference import ROUTER_ERRORS, Router, post_inference
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody
 from llmesh.gateway.live import Connection
 from llmesh.gateway.models import Catalogue, get_models
@@ -53,10 +47,6 @@ __all__ = ["App", "GatewaySettings", "application", "create_app", "routes"]
 
 App: TypeAlias = QuartTrio
 """What `gateway.server` serves."""
-
-_ROUTER_ERRORS = (
-    ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +113,7 @@ def routes(
             "Run one inference on whoever offers the model; its answer comes piece by piece to whoever"
             " accepts text/event-stream.",
             answers=(ResultBody, PlanBody), body=InferenceBody, headers=IDEMPOTENCY_KEY,
-            errors=(*_ROUTER_ERRORS, Conflict), streams=True,
+            errors=(*ROUTER_ERRORS, Conflict), streams=True,
         ),
         events_route(node.events),
         Route(

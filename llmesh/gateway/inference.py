@@ -13,14 +13,28 @@ from llmesh.core.ids import RequestId
 from llmesh.core.inference import Chunk, InferenceRequest, Result
 from llmesh.core.ranking import Plan
 from llmesh.core.wishes import Wishes
+from llmesh.errors import (
+    InsufficientBalance,
+    MeshError,
+    ModelFailed,
+    ModelNotFound,
+    NetworkError,
+    NodeBusy,
+    NodeUnreachable,
+    RequestTimeout,
+)
 from llmesh.gateway.callers import Caller, Counted
 from llmesh.gateway.inference_schema import InferenceBody, PlanBody, ResultBody, decode_inference
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, encode, tellable
 from llmesh.journal.purse import DurablePurse
 
-__all__ = ["Router", "Streamed", "answer_inference", "post_inference", "render_result"]
+__all__ = ["ROUTER_ERRORS", "Router", "Streamed", "answer_inference", "post_inference", "render_result"]
 
+ROUTER_ERRORS: tuple[type[MeshError], ...] = (
+    ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
+)  # fmt: skip
+"""How an inference may fail, by whichever face it is asked."""
 
 Streamed: TypeAlias = Accepted | Chunk | Result
 """What a stream gives; the Result comes last."""

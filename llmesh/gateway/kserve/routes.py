@@ -7,17 +7,12 @@ from functools import partial
 
 from llmesh.errors import (
     Conflict,
-    InsufficientBalance,
-    ModelFailed,
     ModelNotFound,
-    NetworkError,
     NodeBusy,
-    NodeUnreachable,
-    RequestTimeout,
 )
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, keyed
-from llmesh.gateway.inference import Router
+from llmesh.gateway.inference import ROUTER_ERRORS, Router
 from llmesh.gateway.kserve.infer import BINARY, post_infer
 from llmesh.gateway.kserve.messages import (
     InferAnswer,
@@ -35,10 +30,7 @@ from llmesh.gateway.status import NodeView
 
 __all__ = ["kserve_routes"]
 
-_ERRORS = (
-    ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
-    Conflict,
-)  # fmt: skip
+_ERRORS = (*ROUTER_ERRORS, Conflict)
 _MODEL = {"model": {"type": "string", "minLength": 1, "maxLength": 128}}
 _VERSION = {"version": {"type": "string", "minLength": 1, "maxLength": 64}}
 _TENSORS = {BINARY: {"type": "string", "format": "binary", "description": "The JSON, then tensors."}}

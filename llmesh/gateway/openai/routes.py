@@ -6,17 +6,11 @@ from functools import partial
 
 from llmesh.errors import (
     Conflict,
-    InsufficientBalance,
-    ModelFailed,
     ModelNotFound,
-    NetworkError,
-    NodeBusy,
-    NodeUnreachable,
-    RequestTimeout,
 )
 from llmesh.gateway.callers import Scope
 from llmesh.gateway.idempotency import IDEMPOTENCY_KEY, keyed
-from llmesh.gateway.inference import Router
+from llmesh.gateway.inference import ROUTER_ERRORS, Router
 from llmesh.gateway.models import Catalogue
 from llmesh.gateway.openai.answers import (
     ChatCompletion,
@@ -34,10 +28,7 @@ from llmesh.gateway.openapi import Route
 
 __all__ = ["openai_routes"]
 
-_ERRORS = (
-    ModelNotFound, NodeUnreachable, NodeBusy, NetworkError, ModelFailed, InsufficientBalance, RequestTimeout,
-    Conflict,
-)  # fmt: skip
+_ERRORS = (*ROUTER_ERRORS, Conflict)
 _NAME = {"model": {"type": "string", "minLength": 1, "maxLength": 128}}
 
 
