@@ -48,6 +48,9 @@ SECOND_OPINIONS = 2.0
 
 FINDING = 10.0
 
+QUEUEING = 600.0
+"""Seconds to wait for a place while every supplier is busy; whoever wants less cancels."""
+
 
 class Suppliers:
     """Those who offer `model`, but never `own`; `throttle` caps what they send."""
@@ -76,24 +79,23 @@ class Suppliers:
     async def agree(self) -> Manifest:
         """The manifest that most of a few suppliers give, the best of them asked at once.
 
+        While all of them are busy it waits and asks again, for QUEUEING seconds at most.
+
         Raises ModelNotFound where nobody offers the model, NodeBusy or NodeUnreachable where none of
         them answers.
         """
-        if not self._contacts():
-            with trio.move_on_after(FINDING):
-                await self._offers.find(ModelRef("", id=self._model))
-        contacts = self._contacts()
-        if not contacts:
-            raise ModelNotFound(f"Nobody in good standing is known to give the files of {self._model}.")
-        await self._poll(contacts[:POLLED])
-        votes = Counter(m for peer, m in self._gave.items() if self._may_serve(peer, m))
-        if votes:
-            return votes.most_common(1)[0][0]
-        failures = list(self._failures.values())
-        if failures and all(isinstance(failure, NodeBusy) for failure in failures):
-            raise failures[-1]
-        why = f": {failures[-1].message}" if failures else "."
-        raise NodeUnreachable(f"None of {len(contacts)} providers gives the files of {self._model}{why}")
+        give_up_at = trio.current_time() + QUEUEING
+        while True:
+            contacts = await self._find()
+            await self._poll(contacts[:POLLED])
+            votes = Counter(m for peer, m in self._gave.items() if self._may_serve(peer, m))
+            if votes:
+                return votes.most_common(1)[0][0]
+            failure = self._failure(len(contacts))
+            if not isinstance(failure, NodeBusy) or trio.current_time() >= give_up_at:
+                raise failure
+            log.info("all who give model %s are busy; they are asked again", self._model)
+            await trio.sleep(failure.retry_after or FINDING)
 
     def ready(self, manifest: Manifest, besides: Collection[PeerId]) -> list[PeerAddress]:
         """Whom to turn to now for blocks of that manifest, best first."""
@@ -147,6 +149,24 @@ class Suppliers:
                 ranked[peer] = (self._reputation.trust(peer), -announcement.stake.micro, contact)
         best = sorted(ranked.values(), key=lambda each: (*each[:2], each[2].peer_id))
         return [contact for trust, _, contact in best if trust is not Trust.DISGRACED]
+
+    async def _find(self) -> list[PeerAddress]:
+        """All that may be asked, looked for in the mesh if none is known.  Raises ModelNotFound."""
+        if not self._contacts():
+            with trio.move_on_after(FINDING):
+                await self._offers.find(ModelRef("", id=self._model))
+        contacts = self._contacts()
+        if not contacts:
+            raise ModelNotFound(f"Nobody in good standing is known to give the files of {self._model}.")
+        return contacts
+
+    def _failure(self, asked: int) -> MeshError:
+        """Why no manifest came of `asked` suppliers."""
+        failures = list(self._failures.values())
+        if failures and all(isinstance(failure, NodeBusy) for failure in failures):
+            return failures[-1]
+        why = f": {failures[-1].message}" if failures else "."
+        return NodeUnreachable(f"None of {asked} providers gives the files of {self._model}{why}")
 
     async def _poll(self, contacts: list[PeerAddress]) -> None:
         """Get the manifests of those who answer in time."""

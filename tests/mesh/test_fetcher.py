@@ -471,14 +471,29 @@ async def test_a_slow_source_does_not_hold_up_the_end(autojump_clock: MockClock,
             assert trio.current_time() - start < 2 * mesh.size / 1_000_000 + 3
 
 
-async def test_a_full_provider_is_asked_again_later(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_fetch_ends_where_no_provider_ever_has_a_place(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     async with swarm(tmp_path) as mesh:
         await mesh.add("full", limits=SeederLimits(transfers=0))
         async with mesh.us() as node:
+            start = trio.current_time()
             with pytest.raises(NodeBusy) as caught:
                 await node.fetch()
             assert caught.value.retry_after == 5
+            assert 600 <= trio.current_time() - start < 700
+
+
+async def test_a_fetch_waits_while_all_providers_are_busy(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with swarm(tmp_path) as mesh, trio.open_nursery() as nursery:
+        await mesh.add("full", limits=SeederLimits(transfers=0))
+
+        async def join_late() -> None:
+            await trio.sleep(20)
             await mesh.add("free")
+
+        nursery.start_soon(join_late)
+        async with mesh.us() as node:
             assert same_files(await node.fetch(), mesh.bundle)
 
 
@@ -513,17 +528,14 @@ async def test_a_full_disk_ends_the_fetch_and_loses_nothing(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(handle, data, offset)
 
-        monkeypatch.setattr(os, "pwrite", pwrite)
         async with mesh.us() as node:
-            with pytest.raises(Conflict, match="disk is full"):
+            with monkeypatch.context() as full, pytest.raises(Conflict, match="disk is full"):
+                full.setattr(os, "pwrite", pwrite)
                 await node.fetch()
             assert node.store.models() == []
             held = await mesh.held()
             assert 5 < len(held) <= 8
-            monkeypatch.undo()
             mesh.sent.clear()
-            monkeypatch.setattr(manifest_module, "BLOCK", BLOCK)
-            monkeypatch.setattr(blocks_module, "BLOCK", BLOCK)
             assert same_files(await node.fetch(), mesh.bundle)
             assert node.reputation.trust(PeerId("a")) is Trust.GOOD
     assert held.isdisjoint(mesh.times)
