@@ -187,12 +187,12 @@ async def test_cancels_and_faults_at_any_moment_do_nothing_twice(
     """Every bond is another amount, so that the sum tells which were done and how often."""
     rng, asked = random.Random(seed), 0
     ledger.delay = 0.1
-    for life in range(3):
+    for life in range(2):
         async with open_journal(tmp_path / "journal.db", OWNER) as journal:
             teller = teller_of(ledger, journal)
             async with running(teller):
-                for step in range(3):
-                    micro = 1 << (3 * life + step)
+                for step in range(4):
+                    micro = 1 << (4 * life + step)
                     ledger.before, ledger.lost = rng.choice(
                         [(None, None), (NodeUnreachable("away"), None), (None, NetworkError("lost"))]
                     )
@@ -206,9 +206,9 @@ async def test_cancels_and_faults_at_any_moment_do_nothing_twice(
                         assert await stake_of(ledger) & micro
     ledger.before = ledger.lost = None
     async with open_journal(tmp_path / "journal.db", OWNER) as journal:
-        await teller_of(ledger, journal).perform(bond(1 << 9))
+        await teller_of(ledger, journal).perform(bond(1 << 8))
         assert await journal.read(waiting_intents, KIND, ACCOUNT) == []
-        asked += 1 << 9
+        asked += 1 << 8
     done = await stake_of(ledger)
     assert done & asked == done
     assert (await ledger.account(ALICE)).nonce == done.bit_count()
