@@ -529,9 +529,10 @@ async def test_a_full_disk_ends_the_fetch_and_loses_nothing(
             return real(handle, data, offset)
 
         async with mesh.us() as node:
-            with monkeypatch.context() as full, pytest.raises(Conflict, match="disk is full"):
+            with monkeypatch.context() as full:
                 full.setattr(os, "pwrite", pwrite)
-                await node.fetch()
+                with pytest.raises(Conflict, match="disk is full"):
+                    await node.fetch()
             assert node.store.models() == []
             held = await mesh.held()
             assert 5 < len(held) <= 8
