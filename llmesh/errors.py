@@ -35,14 +35,14 @@ __all__ = [
 class MeshError(Exception):
     """Base of every error that crosses a boundary of LLMESH (wire, HTTP, WebSocket, SDK).
 
-    `message` says what happened and why, `next_step` what to do about it; `str()` gives both with
-    the code and, where known, the request id.
+    `message` says what happened and why, `next_step` what to do about it: the row's own, or that of one
+    error where it is given.  `str()` gives both with the code and, where known, the request id.
     """
 
     code: ClassVar[int]
     name: ClassVar[str]
     http_status: ClassVar[int]
-    next_step: ClassVar[str]
+    next_step: str
     next_if_local: ClassVar[bool] = False
     next_if_remote: ClassVar[bool] = False
 
@@ -54,9 +54,12 @@ class MeshError(Exception):
         peer_id: str | None = None,
         remote: bool = False,
         retry_after: float | None = None,
+        next_step: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
+        if next_step is not None:
+            self.next_step = next_step
         self.request_id = request_id
         self.peer_id = peer_id
         self.remote = remote
@@ -141,14 +144,14 @@ class InsufficientBalance(MeshError):
     """Balance, channel or budget does not cover the price."""
 
     code, name, http_status = 3001, "InsufficientBalance", 402
-    next_step = "Add funds or raise the budget."
+    next_step = "Ask for less, or get more MESH: by an invite with a credit, or sent by another member."
 
 
 class TransactionFailed(MeshError):
     """The ledger refused or lost a transaction; settlement tries again by itself."""
 
     code, name, http_status = 3002, "TransactionFailed", 502
-    next_step = "Nothing is lost; the node tries again by itself."
+    next_step = "Nothing is lost and nothing is paid twice; try again shortly."
 
 
 class Unauthorized(MeshError):
@@ -213,15 +216,24 @@ def error_from_code(
     peer_id: str | None = None,
     remote: bool = True,
     retry_after: float | None = None,
+    next_step: str | None = None,
 ) -> MeshError:
     """The error a code stands for; an unknown code survives as an `UnknownError` that carries it.
 
-    The message may be anybody's and ends in logs and terminals: what is not printable becomes `?`.
+    The texts may be anybody's and end in logs and terminals: what is not printable becomes `?`.
     """
-    printable = "".join(each if each.isprintable() else "?" for each in message)
     error = ERRORS.get(code, UnknownError)(
-        printable, request_id=request_id, peer_id=peer_id, remote=remote, retry_after=retry_after
+        _printable(message),
+        request_id=request_id,
+        peer_id=peer_id,
+        remote=remote,
+        retry_after=retry_after,
+        next_step=None if next_step is None else _printable(next_step),
     )
     if error.code != code:
         error.code = code  # type: ignore[misc]  # the one row whose code is data
     return error
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in text)

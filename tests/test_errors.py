@@ -91,3 +91,12 @@ def test_no_other_module_lists_codes() -> None:
         port = {4001} if path.name == "ports.py" else set()
         found = (set(ERRORS) - port) & {n for n in numbers if isinstance(n, int)}
         assert not found, f"{path.relative_to(root)} names {found}"
+
+
+def test_an_error_may_say_what_to_do_itself() -> None:
+    usual = errors.InsufficientBalance("Too little.")
+    own = errors.InsufficientBalance("Too little.", next_step="Spend less.")
+    assert (own.next_step, usual.next_step) == ("Spend less.", errors.InsufficientBalance.next_step)
+    assert str(own) == "[3001 InsufficientBalance] Too little. Spend less."
+    assert error_from_code(3001, "x", next_step="a\nb").next_step == "a?b"
+    assert error_from_code(3001, "x").next_step == usual.next_step

@@ -49,7 +49,11 @@ class Purse:
         if attempt in self._reserved:
             raise RuntimeError("The attempt is under way already.")
         if quote > self.left:
-            raise InsufficientBalance(f"The budget leaves {self.left} MESH for a quote of {quote}.")
+            raise InsufficientBalance(
+                f"The budget leaves {self.left} MESH for a quote of {quote}.",
+                next_step="Wait until midnight (UTC), when the day's budget is whole again, or use a key"
+                " with a larger one.",
+            )
         self._reserved[attempt] = quote
         used = self.spent.micro + self.reserved.micro
         if used <= self.mark.micro:

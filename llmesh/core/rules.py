@@ -225,7 +225,10 @@ def _start_unbond(draft: _Draft, op: ops.StartUnbond) -> None:
     """More on top of what is on its way starts the wait anew for all of it."""
     account = draft.account(draft.actor)
     if _some(op.amount) > account.stake:
-        raise InsufficientStake(f"The account has {account.stake} MESH bonded, not {op.amount}.")
+        raise InsufficientStake(
+            f"The account has {account.stake} MESH bonded, not {op.amount}.",
+            next_step="Take out at most what is bonded.",
+        )
     draft.set(
         draft.actor,
         stake=account.stake - op.amount,

@@ -46,6 +46,7 @@ def verdict(failures: Sequence[Failure]) -> MeshError:
         peer_id=telling.peer_id,
         remote=telling.remote,
         retry_after=telling.retry_after,
+        next_step=telling.next_step,
     )
 
 

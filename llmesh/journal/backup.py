@@ -15,8 +15,8 @@ from pathlib import Path
 import apsw
 
 from llmesh.core.ids import PeerId
-from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
-from llmesh.journal.faults import DISK_FAULTS, opening, reason
+from llmesh.errors import Conflict, ValidationFailed
+from llmesh.journal.faults import DISK_FAULTS, failed_backup, opening, reason
 from llmesh.journal.schema import check_identity, count_commits
 
 __all__ = ["check_integrity", "restore", "verify_journal", "write_backup"]
@@ -41,9 +41,9 @@ def write_backup(db: apsw.Connection, path: Path, check_cancelled: Callable[[], 
         fresh.replace(path)
         _sync_folder(path.parent)
     except DISK_FAULTS as error:
-        raise TransactionFailed(f"The backup {path} could not be written: {reason(error)}.") from error
+        raise failed_backup(path, reason(error)) from error
     except OSError as error:
-        raise TransactionFailed(f"The backup {path} could not be written: {error.strerror}.") from error
+        raise failed_backup(path, str(error.strerror)) from error
     finally:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)

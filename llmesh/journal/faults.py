@@ -10,7 +10,7 @@ import apsw
 
 from llmesh.errors import MeshError, TransactionFailed, ValidationFailed
 
-__all__ = ["DISK_FAULTS", "failed_write", "opening", "reading", "reason"]
+__all__ = ["DISK_FAULTS", "failed_backup", "failed_write", "opening", "reading", "reason"]
 
 DISK_FAULTS = (
     apsw.BusyError, apsw.CantOpenError, apsw.CorruptError, apsw.FullError, apsw.IOError, apsw.InterruptError,
@@ -34,7 +34,18 @@ _REASONS: tuple[tuple[type[apsw.Error], str], ...] = (
 
 def failed_write(error: apsw.Error) -> TransactionFailed:
     """What a caller is told whose commit did not become durable."""
-    return TransactionFailed(f"The journal could not be written: {reason(error)}.")
+    return TransactionFailed(
+        f"The journal could not be written: {reason(error)}.",
+        next_step="Nothing was done; put that right on the node's machine, then try again.",
+    )
+
+
+def failed_backup(path: Path, why: str) -> TransactionFailed:
+    """What whoever makes a backup is told where it cannot be written."""
+    return TransactionFailed(
+        f"The backup {path} could not be written: {why}.",
+        next_step="Choose another folder, or put that right, and make the backup again.",
+    )
 
 
 @contextmanager

@@ -35,7 +35,10 @@ def write_backup(path: Path, target: Path) -> None:
         sync_folder(target.parent)
     except (apsw.Error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TransactionFailed(f"The backup {target} could not be written: {reason}.") from error
+        raise TransactionFailed(
+            f"The backup {target} could not be written: {reason}.",
+            next_step="Choose another folder, or put that right, and make the backup again.",
+        ) from error
     finally:
         with suppress(OSError):
             fresh.unlink(missing_ok=True)

@@ -136,7 +136,8 @@ class Announcer:
         if offers and stake < self._min_stake:
             raise InsufficientStake(
                 f"Announcing takes a stake of at least {self._min_stake} MESH in this network;"
-                f" this node has {stake} MESH."
+                f" this node has {stake} MESH.",
+                next_step=f"Start this node with --stake {self._min_stake}, or more.",
             )
         if not offers and self._published is None:
             self._stake = stake

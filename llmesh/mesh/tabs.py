@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from llmesh.core import operations
-from llmesh.core.address import Address
+from llmesh.core.address import Address, address_text
 from llmesh.core.amount import Amount
 from llmesh.core.binding import check_binding
 from llmesh.core.channel import MAX_ATTEMPTS, Deposit
@@ -257,17 +257,21 @@ class Tabs:
         amount = Amount(max(short, min(quote.micro * self.settings.quotes, balance.micro // 2)))
         if amount > balance:
             raise InsufficientBalance(
-                f"An inference costs {quote} MESH and this node has {balance} MESH. To get some,"
-                " run `llmesh invite --credit MESH` on the issuer of its swarm, and start this node with"
-                " --join and the line that it prints."
+                f"An inference costs {quote} MESH and this node has {balance} MESH.",
+                next_step="To get some, run `llmesh invite --credit MESH` on the issuer of its swarm, and"
+                " start this node with --join and the line that it prints; or have another member run"
+                f" `llmesh send {address_text(own)} MESH`.",
             )
         if trio.current_time() < self._away_until:
-            raise TransactionFailed("The ledger could not be reached a moment ago; no deposit is made now.")
+            raise TransactionFailed(
+                "The ledger could not be reached a moment ago; no deposit is made now.",
+                next_step=_NO_DEPOSIT,
+            )
         try:
             await self._teller.perform(operations.Deposit(tab.channel.config, amount))
-        except TransactionFailed:
+        except TransactionFailed as error:
             self._away_until = trio.current_time() + AWAY
-            raise
+            raise TransactionFailed(error.message, next_step=_NO_DEPOSIT) from error
         await self._look(tab)
         tab.session = None  # the provider has yet to see it
 
@@ -306,6 +310,9 @@ class Tabs:
         self.backlog.add(StoreReceipt(ReceiptRow(Side.PAYER, tab.peer, receipt)))
         if purse is not None:
             purse.spend(attempt, receipt.charge.price)
+
+
+_NO_DEPOSIT = "Ask again once the issuer can be reached; what is free or has a deposit still answers."
 
 
 @contextmanager

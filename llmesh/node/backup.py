@@ -13,6 +13,7 @@ from llmesh import crypto
 from llmesh.core.ids import PeerId
 from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
 from llmesh.journal import backup as journals
+from llmesh.journal.faults import failed_backup
 from llmesh.journal.open import Journal
 from llmesh.ledger import backup as ledgers
 from llmesh.node.files import write_durably
@@ -88,4 +89,4 @@ def _check_same(key: Path, there: Path) -> None:
 
 
 def _unwritten(folder: Path, error: OSError) -> TransactionFailed:
-    return TransactionFailed(f"The backup {folder} could not be written: {error.strerror}.")
+    return failed_backup(folder, str(error.strerror))

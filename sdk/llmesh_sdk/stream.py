@@ -18,8 +18,8 @@ from llmesh.errors import (
     NodeUnreachable,
     RateLimited,
     RequestTimeout,
-    error_from_code,
 )
+from llmesh_sdk.problem import told_error
 from llmesh_sdk.results import InferenceResult, MeshEvent, StreamChunk
 from llmesh_sdk.socket import Socket
 
@@ -156,12 +156,7 @@ def _error(frame: dict[str, Any]) -> MeshError:
     code = frame.get("code")
     if not isinstance(code, int):
         return NetworkError(f"The node told an error without a code: {frame!r:.120}.")
-    return error_from_code(
-        code,
-        str(frame.get("message")),
-        request_id=frame.get("request_id"),
-        retry_after=frame.get("retry_after"),
-    )
+    return told_error(code, str(frame.get("message")), frame)
 
 
 def _text(frame: dict[str, Any]) -> bytes:

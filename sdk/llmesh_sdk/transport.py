@@ -20,7 +20,8 @@ from typing import Any, TypeAlias
 import anyio
 import httpx2
 
-from llmesh.errors import MeshError, NetworkError, NodeUnreachable, RequestTimeout, error_from_code
+from llmesh.errors import MeshError, NetworkError, NodeUnreachable, RequestTimeout
+from llmesh_sdk.problem import told_error
 from llmesh_sdk.socket import Socket, handshake, is_answered
 from llmesh_sdk.upload import Upload
 
@@ -173,7 +174,7 @@ class Transport:
         if not isinstance(code, int):
             status = problem.get("status")
             return NetworkError(f"{self._url} answered {status}: {detail}", request_id=request)
-        return error_from_code(code, detail, request_id=request, retry_after=problem.get("retry_after"))
+        return told_error(code, detail, problem)
 
     def not_a_node(self, answer: str) -> NetworkError:
         """The error for an answer that no node gives."""

@@ -17,7 +17,7 @@ from llmesh.errors import (
 )
 
 FAILURES: list[MeshError] = [
-    NodeBusy("full", retry_after=2.0, peer_id="x", remote=True),
+    NodeBusy("full", retry_after=2.0, peer_id="x", remote=True, next_step="Wait."),
     ModelFailed("died"),
     NetworkError("lost"),
     NodeUnreachable("dead"),
@@ -38,6 +38,7 @@ def test_the_most_telling_is_told_in_whatever_order_they_came(first: int) -> Non
         assert told.message.startswith(FAILURES[first].message)
         assert all(error.name in told.message for error in order)
         assert told.retry_after == FAILURES[first].retry_after
+        assert told.next_step == FAILURES[first].next_step
         assert told.remote == FAILURES[first].remote
 
 

@@ -108,7 +108,7 @@ def test_leaving_the_loop_cancels_the_work_too(mesh, run) -> None:
 
 def test_errors_are_those_of_an_inference(mesh, run) -> None:
     async def fail(request: InferenceRequest) -> Result:
-        raise NodeBusy("No place is free.", retry_after=3)
+        raise NodeBusy("No place is free.", retry_after=3, next_step="Go home.")
 
     mesh.answer = fail
 
@@ -117,6 +117,7 @@ def test_errors_are_those_of_an_inference(mesh, run) -> None:
             with pytest.raises(NodeBusy) as busy:
                 [piece async for piece in client.stream("gpt-mini", "hi")]
             assert (busy.value.retry_after, busy.value.request_id) == (3, mesh.requests[0].id)
+            assert busy.value.next_step == "Go home."
             with pytest.raises(ValidationFailed, match="model name"):
                 await anext(client.stream("!", "hi"))
             with pytest.raises(ValidationFailed):
