@@ -6,9 +6,10 @@ import re
 from typing import NewType
 
 from llmesh import crypto
+from llmesh.core.ids import PeerId, peer_id
 from llmesh.errors import ValidationFailed
 
-__all__ = ["NOBODY", "Address", "address", "address_from_text", "address_text"]
+__all__ = ["NOBODY", "Address", "address", "address_from_text", "address_text", "recipient"]
 
 Address = NewType("Address", bytes)
 """20 bytes: who owns, signs or is paid.  Text exists only where people read or write it."""
@@ -42,3 +43,15 @@ def address_from_text(text: str) -> Address:
     if digits not in (digits.lower(), digits.upper()) and address_text(raw) != text:
         raise ValidationFailed(f"{text} is mistyped: its checksum does not fit.")
     return raw
+
+
+def recipient(text: str) -> Address | PeerId:
+    """Who is to get something, an account or a node.  Raises ValidationFailed for what is neither."""
+    if text.startswith("0x"):
+        return address_from_text(text)
+    try:
+        return peer_id(text)
+    except ValidationFailed:
+        raise ValidationFailed(
+            f"{text[:80]!r} is neither an account (0x and 40 hex digits) nor a peer id (12D3KooW...)."
+        ) from None

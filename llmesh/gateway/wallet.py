@@ -31,6 +31,7 @@ from llmesh.gateway.wallet_schema import (
     DoubtBody,
     ExplainQuery,
     ExplanationBody,
+    SendingBody,
     SpendingBody,
     WalletBody,
     WalletQuery,
@@ -40,12 +41,14 @@ from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.journal.receipts import ReceiptRow, receipts_of, spending
 from llmesh.ledger.ledger import Ledger
-from llmesh.mesh.teller import accusations
+from llmesh.mesh.teller import accusations, sendings
 
 __all__ = ["Wallet", "charge_body", "no_receipt", "wallet_route", "wallet_routes"]
 
 MOST_ACCUSED = 100
 """The most providers that cheated of which the wallet tells."""
+MOST_SENT = 100
+"""The most sendings of which it tells."""
 _DAY = 86_400
 
 
@@ -94,6 +97,7 @@ async def get_wallet(wallet: Wallet, request: Request) -> Response:
             channels=await _channels(wallet, doubts),
             spending=await _fees(wallet, Side.PAYER, since),
             earnings=await _fees(wallet, Side.PROVIDER, since),
+            sent=await _sent(wallet),
             accused=await _accused(wallet),
         )
     )
@@ -137,6 +141,11 @@ async def _channels(wallet: Wallet, doubts: list[Reservation]) -> list[ChannelBo
 async def _fees(wallet: Wallet, side: Side, since: float) -> list[SpendingBody]:
     rows = await wallet.journal.read(spending, side, since)
     return [SpendingBody.of(row, wallet.names(row.model)) for row in rows]
+
+
+async def _sent(wallet: Wallet) -> list[SendingBody]:
+    rows = await sendings(wallet.journal, wallet.ledger.chain, wallet.account, MOST_SENT)
+    return [SendingBody.of(row) for row in rows]
 
 
 async def _accused(wallet: Wallet) -> list[AccusationBody]:

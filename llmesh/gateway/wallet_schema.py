@@ -14,7 +14,7 @@ from llmesh.core.evidence import Equivocation
 from llmesh.gateway.schema import Mesh, mesh
 from llmesh.journal.channels import ChannelRow, Reservation
 from llmesh.journal.receipts import ReceiptRow, Spending
-from llmesh.mesh.teller import Accusation
+from llmesh.mesh.teller import Accusation, Sending
 
 __all__ = [
     "AccusationBody",
@@ -23,6 +23,7 @@ __all__ = [
     "DoubtBody",
     "ExplainQuery",
     "ExplanationBody",
+    "SendingBody",
     "SpendingBody",
     "WalletBody",
     "WalletQuery",
@@ -117,6 +118,21 @@ class AccusationBody(Struct):
         )
 
 
+class SendingBody(Struct):
+    """Money that this node has sent to another account."""
+
+    account: Annotated[str, Meta(description="Whose it is now.")]
+    amount: Mesh
+    since: _Time
+    state: Annotated[str, Meta(description="waiting for the ledger, done, or dead if it was refused.")]
+    refused: Annotated[str, Meta(description="Why the ledger has not taken it, or not yet.")]
+
+    @classmethod
+    def of(cls, row: Sending) -> Self:
+        to, amount = row.transfer.to, row.transfer.amount
+        return cls(address_text(to), mesh(amount), _time(row.since), str(row.state), row.refused)
+
+
 class WalletBody(Struct):
     """What the node's account has on the ledger, and its channels and fees from the journal."""
 
@@ -131,6 +147,7 @@ class WalletBody(Struct):
     channels: Sequence[ChannelBody]
     spending: Sequence[SpendingBody]
     earnings: Sequence[SpendingBody]
+    sent: Annotated[Sequence[SendingBody], Meta(description="To other accounts, the latest first.")]
     accused: Annotated[
         Sequence[AccusationBody], Meta(description="Providers that were caught cheating, the latest first.")
     ]

@@ -62,6 +62,11 @@ class Market:
         """Whether its author belongs to another swarm, or does not prove that it belongs to this one."""
         return announcement.peer_id != self._own and self._account(announcement) is None
 
+    def account_of(self, peer: PeerId) -> Address | None:
+        """A peer's account on our ledger, if it has announced and proved it."""
+        found = (said for said in self._discovery.announcements() if said.peer_id == peer)
+        return next(map(self._account, found), None)
+
     def counted(self, announcement: Announcement) -> Announcement:
         """The announcement with as much of its stake as counts."""
         if announcement.peer_id == self._own:

@@ -22,6 +22,7 @@ from llmesh.core.operations import (
     Operation,
     SignedOperation,
     Slash,
+    Transfer,
     sign_operation,
     unsigned_from_json,
     unsigned_to_json,
@@ -43,7 +44,7 @@ from llmesh.journal.outbox import (
 )
 from llmesh.ledger.ledger import REFUSALS, Ledger
 
-__all__ = ["KIND", "Accusation", "Teller", "accusations"]
+__all__ = ["KIND", "Accusation", "Sending", "Teller", "accusations", "sendings"]
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,10 @@ class Teller:
             raise
         except MeshError as error:
             await self._journal.commit(DelayIntent(intent.id, self._clock(), error.message))
-            raise TransactionFailed(f"The ledger has not taken it yet: {error.message}") from error
+            raise TransactionFailed(
+                f"The ledger has not taken it yet: {error.message}",
+                next_step="Do not ask for it again: the node goes on trying by itself, and does it once.",
+            ) from error
         await self._journal.commit(CompleteIntent(intent.id))
 
     async def _signed(self, intent: Intent) -> SignedOperation:
@@ -189,13 +193,39 @@ class Accusation:
 
 async def accusations(journal: Journal, chain: Chain, owner: Address, limit: int) -> list[Accusation]:
     """The latest that this account has brought, the latest first.  Raises TransactionFailed."""
-    part = canonical_json("slash")
-    found = []
-    for intent in await journal.read(intents_with, KIND, _account_of(chain, owner), part, limit):
-        operation = unsigned_from_json(parse_canonical_json(intent.body))
-        if isinstance(operation, Slash):
-            found.append(Accusation(operation.evidence, intent.created, intent.state, intent.last_error))
-    return found
+    return [
+        Accusation(operation.evidence, intent.created, intent.state, intent.last_error)
+        for intent, operation in await _asked(journal, _account_of(chain, owner), "slash", limit)
+        if isinstance(operation, Slash)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """Money that an account has sent to another, and whether it is there; `since` in seconds.
+
+    `refused` says why the ledger has not taken it, or not yet.
+    """
+
+    transfer: Transfer
+    since: float
+    state: IntentState
+    refused: str
+
+
+async def sendings(journal: Journal, chain: Chain, owner: Address, limit: int) -> list[Sending]:
+    """The latest of this account, the latest first.  Raises TransactionFailed."""
+    return [
+        Sending(operation, intent.created, intent.state, intent.last_error)
+        for intent, operation in await _asked(journal, _account_of(chain, owner), "transfer", limit)
+        if isinstance(operation, Transfer)
+    ]
+
+
+async def _asked(journal: Journal, account: str, kind: str, limit: int) -> list[tuple[Intent, Operation]]:
+    """The latest operations of an account, of one kind and few that merely speak of it."""
+    found = await journal.read(intents_with, KIND, account, canonical_json(kind), limit)
+    return [(intent, unsigned_from_json(parse_canonical_json(intent.body))) for intent in found]
 
 
 def _account_of(chain: Chain, owner: Address) -> str:

@@ -19,6 +19,7 @@ from llmesh.gateway.openapi import Route
 from llmesh.gateway.owner import owner_routes, swarm_routes
 from llmesh.gateway.peers import peers_routes
 from llmesh.gateway.receipts import receipts_routes
+from llmesh.gateway.send import send_routes
 from llmesh.gateway.stake import stake_routes
 from llmesh.gateway.wallet import Wallet, wallet_route
 from llmesh.gateway.webhooks.routes import webhook_routes
@@ -51,6 +52,7 @@ def owner_app(home: Home, node: Node, keys: Keys, wallet: Wallet) -> App:
         *_owner_routes(home, keys, wallet),
         *swarm_routes(node.invite),
         *stake_routes(node.swarm, wallet),
+        *send_routes(node, wallet),
         *fetch_routes(node),
     )
     return create_app(node, node, node, _UNGUARDED, more)

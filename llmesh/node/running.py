@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from llmesh import __version__
+from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.encoding import Json, Tensor, Value
@@ -23,7 +24,7 @@ from llmesh.core.peering import Pace
 from llmesh.core.ranking import Plan
 from llmesh.core.reference import ModelRef, model_name, model_version
 from llmesh.core.wishes import Wishes
-from llmesh.errors import ModelNotFound, ValidationFailed
+from llmesh.errors import ModelNotFound, NotFound, ValidationFailed
 from llmesh.gateway.keys import Keys
 from llmesh.gateway.peers import PeerView
 from llmesh.gateway.status import NodeStatus, WorkerView
@@ -316,6 +317,24 @@ class Node:
         A credit is taken once, by whoever joins first.  Raises as `Swarm.invite`.
         """
         return await self.swarm.invite(self.dial_addresses, credit, lifetime)
+
+    async def send(self, to: Address | PeerId, amount: Amount) -> Address:
+        """Move money of this node's to an account or a peer's account; which one.  See `Swarm.send`.
+
+        Raises NotFound for a peer whose account on this ledger is not known here.
+        """
+        account = self._account_of(to) if isinstance(to, str) else to
+        await self.swarm.send(account, amount)
+        return account
+
+    def _account_of(self, peer: PeerId) -> Address:
+        account = self._rooms.market.account_of(peer)
+        if account is None:
+            raise NotFound(
+                f"{peer} has announced no account in this node's swarm.",
+                next_step="Give its account, which `llmesh wallet` shows there (0x and 40 digits).",
+            )
+        return account
 
     async def reachable_at(self) -> tuple[str, ...]:
         """Wait until a peer has dialled back; the addresses that work, none for a consumer only."""

@@ -16,11 +16,11 @@ import trio
 from trio import TaskStatus  # type: ignore[attr-defined]  # libp2p brings stubs older than trio
 
 from llmesh import crypto
-from llmesh.core.address import Address, address_text
+from llmesh.core.address import NOBODY, Address, address_text
 from llmesh.core.amount import Amount
 from llmesh.core.genesis import Genesis, SignedGenesis, sign_genesis
 from llmesh.core.invite import MAX_ADDRESSES, Credit, Invite, SignedCredit, invite_text, sign_credit
-from llmesh.core.operations import Bond, Redeem, StartUnbond, Withdraw
+from llmesh.core.operations import Bond, Redeem, StartUnbond, Transfer, Withdraw
 from llmesh.core.rules import credit_mark
 from llmesh.core.signer import Signer
 from llmesh.errors import (
@@ -99,11 +99,34 @@ class Swarm:
 
         Raises InsufficientStake for more than is bonded, TransactionFailed as `Teller.perform` does.
         """
+        bonded = (await self.ledger.account(self.signer.address)).stake
+        if amount > bonded:
+            raise InsufficientStake(
+                f"This node has {bonded} MESH bonded, not {amount}.",
+                next_step="Take out at most what is bonded.",
+            )
         await self.teller.perform(StartUnbond(amount))
 
     async def withdraw_stake(self) -> None:
         """Put what was unbonded back into the balance.  Raises Conflict before its time, or as `unbond`."""
         await self.teller.perform(Withdraw())
+
+    async def send(self, to: Address, amount: Amount) -> None:
+        """Move money from the balance to another account of this ledger; on return it is there.
+
+        It is sent once, over restarts too; the same that still waits is not sent a second time.  Raises
+        ValidationFailed for nothing, or where it would go nowhere, InsufficientBalance, TransactionFailed
+        as `Teller.perform` does: then it goes on by itself.
+        """
+        if not amount:
+            raise ValidationFailed("The amount to send must be more than nothing.")
+        if to in (NOBODY, self.signer.address):
+            whose = "nobody's" if to == NOBODY else "this node's own"
+            raise ValidationFailed(f"The account {address_text(to)} is {whose}.")
+        balance = (await self.ledger.account(self.signer.address)).balance
+        if amount > balance:
+            raise InsufficientBalance(f"This node has {balance} MESH free to use, not {amount}.")
+        await self.teller.perform(Transfer(to, amount))
 
     def view(self, balance: Amount, accused: int) -> SwarmView:
         """What `status` shows of it: `accused` providers were caught cheating."""
@@ -144,7 +167,10 @@ class Swarm:
             )
         balance = (await self.log.account(self.signer.address)).balance
         if amount > balance:
-            raise InsufficientBalance(f"The issuer has {balance} MESH, less than a credit of {amount}.")
+            raise InsufficientBalance(
+                f"The issuer has {balance} MESH, less than a credit of {amount}.",
+                next_step="Give a smaller credit.",
+            )
         # The ledger's time lags behind the clock where its issuer has been away.
         credit = Credit(secrets.token_bytes(16), amount, issuer.now() + int(lifetime))
         return sign_credit(credit, self.log.chain, issuer.sign)

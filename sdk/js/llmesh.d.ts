@@ -138,6 +138,14 @@ export interface Wallet {
   channels: Record<string, any>[]
   spending: Fees[]
   earnings: Fees[]
+  /** To other accounts, the latest first. */
+  sent: {
+    account: string
+    amount: Mesh
+    since: string
+    state: 'waiting' | 'done' | 'dead'
+    refused: string
+  }[]
   /** Providers that were caught cheating, the latest first. */
   accused: {
     provider: string

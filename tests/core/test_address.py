@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmesh.core.address import Address, address, address_from_text, address_text
+from llmesh.core.address import Address, address, address_from_text, address_text, recipient
 from llmesh.errors import ValidationFailed
 
 # The examples of EIP-55.
@@ -47,3 +47,18 @@ def test_the_size_is_checked() -> None:
     assert address(bytes(20)) == bytes(20)
     with pytest.raises(ValidationFailed):
         address(bytes(21))
+
+
+def test_a_recipient_is_an_account_or_a_node() -> None:
+    node = "12D3KooW" + "A" * 44
+    assert recipient(node) == node
+    assert recipient(CHECKED[0]) == address_from_text(CHECKED[0])
+    mistyped = CHECKED[0][:-1] + "e"
+    for text, why in (
+        (mistyped, "checksum"),
+        ("", "neither"),
+        ("bob", "neither"),
+        (CHECKED[0][2:], "neither"),
+    ):
+        with pytest.raises(ValidationFailed, match=why):
+            recipient(text)

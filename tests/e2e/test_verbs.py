@@ -18,6 +18,7 @@ from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.node.cli import main
 
 LLMESH = Path(sys.executable).parent / "llmesh"
+FRIEND = "0x52908400098527886E0F7030069857D2E4169EE7"
 LOOPS = {"times": 1 << 62, "x": [1.0, 2.0, 3.0]}
 
 
@@ -86,12 +87,16 @@ def test_models_come_and_go(node: NodeProcess, endless_model: Path) -> None:
 
 def test_money_and_keys(node: NodeProcess, tmp_path: Path) -> None:
     assert told(node, "wallet")["stake"] == 10
+    assert f"2.5 MESH were sent to {FRIEND}; the balance is 999987.5" in said(node, "send", FRIEND, "2.5")
+    assert told(node, "send", FRIEND, "2.5")["balance"] == 999985
+    assert [(row["account"], row["amount"]) for row in told(node, "wallet")["sent"]] == [(FRIEND, 2.5)] * 2
+    assert "InsufficientBalance" in str(invoke(node, "send", FRIEND, "1000000").exception)
     assert "4 MESH are leaving the stake" in said(node, "unbond", "4")
     assert (told(node, "wallet")["stake"], told(node, "wallet")["unbonding"]) == (6, 4)
     assert "Conflict" in str(invoke(node, "withdraw").exception), "seven days have not passed"
     assert "NotFound" in str(invoke(node, "explain", "0" * 32).exception)
     assert told(node, "invite", "--credit", "5")["invite"].startswith("llmesh1-")
-    assert told(node, "ledger", "verify")["accounts"] == 1
+    assert told(node, "ledger", "verify")["accounts"] == 2
     assert told(node, "backup", str(tmp_path / "saved"))["files"]
     restored = CliRunner().invoke(
         main, ["restore", str(tmp_path / "saved"), "--data-dir", str(tmp_path / "new")]

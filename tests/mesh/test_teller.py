@@ -20,7 +20,7 @@ from llmesh.errors import InsufficientBalance, MeshError, NetworkError, NodeUnre
 from llmesh.journal.open import Journal, open_journal
 from llmesh.journal.outbox import dead_intents, waiting_intents
 from llmesh.ledger.memory import MemoryLedger
-from llmesh.mesh.teller import KIND, Teller
+from llmesh.mesh.teller import KIND, Teller, sendings
 from tests.core.banking import ALICE, BOB, CHAIN, GENESIS, ISSUER, SIGN
 
 OWNER = PeerId("12D3KooW" + "A" * 44)
@@ -212,3 +212,26 @@ async def test_cancels_and_faults_at_any_moment_do_nothing_twice(
     done = await stake_of(ledger)
     assert done & asked == done
     assert (await ledger.account(ALICE)).nonce == done.bit_count()
+
+
+async def test_what_was_sent_is_told_and_what_became_of_it(
+    ledger: FarLedger, journal: Journal, autojump_clock: MockClock
+) -> None:
+    teller = teller_of(ledger, journal)
+    await teller.perform(ops.Transfer(BOB, Amount(5)))
+    await trio.sleep(1)
+    with pytest.raises(InsufficientBalance):
+        await teller.perform(ops.Transfer(BOB, Amount(5_000)))
+    await trio.sleep(1)
+    await teller.perform(bond(1))
+    ledger.before = NodeUnreachable("The issuer is away.")
+    for _ in range(2):  # the same again waits for the one that waits
+        with pytest.raises(TransactionFailed) as caught:
+            await teller.perform(ops.Transfer(BOB, Amount(7)))
+        assert caught.value.next_step.startswith("Do not ask for it again")
+    told = [
+        (row.transfer.amount.micro, row.state, row.refused[:7])
+        for row in await sendings(journal, CHAIN, ALICE, 9)
+    ]
+    assert told == [(7, "waiting", "The iss"), (5_000, "dead", "The acc"), (5, "done", "")]
+    assert await sendings(journal, CHAIN, BOB, 9) == []

@@ -26,6 +26,7 @@ from llmesh.core.receipt import Charge, Receipt, SignedReceipt, Work
 from llmesh.core.voucher import ChannelId
 from llmesh.errors import (
     Conflict,
+    InsufficientBalance,
     InsufficientStake,
     ModelNotFound,
     NodeUnreachable,
@@ -131,6 +132,10 @@ async def test_only_the_socket_has_the_owners_routes(config: NodeConfig) -> None
 
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("unbond", {"amount": -1}), ("unbond", {"amount": "1e-7"}), ("unbond", {}), ("unbond", {"amount": None}),
+    ("send", {"to": "bob", "amount": 1}), ("send", {"to": "0x" + "1" * 40, "amount": 0}),
+    ("send", {"to": "0x" + "1" * 40, "amount": -1}), ("send", {"to": "0x" + "0" * 40, "amount": 1}),
+    ("send", {"to": "0x" + "1" * 40, "amount": 1e60}), ("send", {"to": "0x" + "1" * 40, "amount": "1e-7"}),
+    ("send", {"amount": 1}), ("send", {"to": None, "amount": 1}),
     ("fetch", {"model": "!"}), ("fetch", {"model": ""}), ("fetch", {"model": "m", "fee": 1}),
     ("fetch", {"model": "m", "replicate": True, "fee": -1}), ("fetch", {"model": "m", "folder": "/"}),
 ]  # fmt: skip
@@ -143,15 +148,19 @@ async def test_bad_questions_are_refused(owner: Desk) -> None:
 
 
 async def test_what_is_not_there_is_refused(owner: Desk) -> None:
-    with pytest.raises(InsufficientStake):
+    with pytest.raises(InsufficientStake, match="has 0 MESH bonded, not 1"):
         await owner.post("/owner/unbond", {"amount": "1"})
+    with pytest.raises(InsufficientBalance, match="has 1000000 MESH free"):
+        await owner.post("/owner/send", {"to": "0x" + "1" * 40, "amount": "1e9"})
+    with pytest.raises(NotFound, match="announced no account"):
+        await owner.post("/owner/send", {"to": "12D3KooW" + "A" * 44, "amount": 1})
     with pytest.raises(Conflict):
         await owner.post("/owner/withdraw", {})
     with pytest.raises(ModelNotFound):
         await owner.post("/owner/fetch", {"model": "nothing", "replicate": True, "fee": "0.5"})
     document = await owner.get("/openapi.json")
     validate(document)
-    assert {"/owner/fetch", "/owner/unbond", "/owner/withdraw"} <= document["paths"].keys()
+    assert {"/owner/fetch", "/owner/send", "/owner/unbond", "/owner/withdraw"} <= document["paths"].keys()
 
 
 async def test_the_sdk_goes_by_the_socket_too(config: NodeConfig) -> None:

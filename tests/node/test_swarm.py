@@ -13,18 +13,23 @@ import pytest
 import trio
 from click.testing import CliRunner
 
+from llmesh.core.address import NOBODY
 from llmesh.core.amount import Amount
 from llmesh.core.invite import Invite, invite_from_text, invite_text
-from llmesh.core.operations import Bond, Transfer
+from llmesh.core.operations import Bond
+from llmesh.demo import SENTIMENT_ANALYZER
 from llmesh.errors import (
     Conflict,
     InsufficientBalance,
     InsufficientStake,
+    NotFound,
     TransactionFailed,
     ValidationFailed,
 )
 from llmesh.ledger.local import verify_ledger
+from llmesh.mesh.events import EventName
 from llmesh.mesh.follower import Follower
+from llmesh.mesh.teller import sendings
 from llmesh.node import values
 from llmesh.node.cli import main
 from llmesh.node.config import NodeConfig
@@ -87,8 +92,43 @@ async def test_an_invited_node_takes_its_credit_and_bonds_its_stake(make: Make) 
         assert (friend.genesis, friend.credit) == (issuer.swarm.log.genesis.hash, None)
         async with open_node(make("friend", join=friend)) as third:
             assert await money(third) == (Amount(0), Amount(0))
-            await member.swarm.teller.perform(Transfer(third.swarm.signer.address, MESH(7)))
+            account = third.swarm.signer.address
+            assert await member.send(account, MESH(7)) == account
             await until(third, MESH(7), Amount(0))
+
+
+async def test_money_is_sent_once_whatever_happens_meanwhile(make: Make) -> None:
+    async with joined(make) as (issuer, member):
+        mine, theirs = member.swarm.signer.address, issuer.swarm.signer.address
+        with pytest.raises(NotFound, match="announced no account") as caught:
+            await member.send(issuer.peer_id, MESH(1))
+        assert "llmesh wallet" in caught.value.next_step
+        for to, amount, why in (
+            (mine, MESH(1), "own"),
+            (NOBODY, MESH(1), "nobody"),
+            (theirs, MESH(0), "more"),
+        ):
+            with pytest.raises(ValidationFailed, match=why):
+                await member.send(to, amount)
+        with pytest.raises(InsufficientBalance, match=r"has 5000 MESH free to use, not 5000\.000001"):
+            await member.send(theirs, MESH("5000.000001"))
+        with member.events.subscribed([EventName.MODEL_ANNOUNCE]) as heard, trio.fail_after(20):
+            await issuer.serve(SENTIMENT_ANALYZER, "demo", Amount(0), "1.0.0")
+            await anext(heard)
+        assert await member.send(issuer.peer_id, MESH(1000)) == theirs
+        await until(issuer, MESH(996_000), Amount(0))
+    async with open_node(make("member")) as member:
+        for _ in range(2):
+            with pytest.raises(TransactionFailed, match="cannot be reached"):
+                await member.send(theirs, MESH(50))
+    async with open_node(make("issuer")) as issuer:
+        again = values.invite(await issuer.invite())
+        async with open_node(make("member", join=again)) as member:
+            await until(member, MESH(3950), Amount(0))
+            sent = await sendings(member.wallet.journal, member.swarm.log.chain, mine, 9)
+            assert [(row.transfer.amount, row.state) for row in sent] == [
+                (MESH(50), "done"), (MESH(1000), "done"),
+            ]  # fmt: skip
 
 
 async def test_a_member_comes_back_with_and_without_its_issuer(make: Make) -> None:

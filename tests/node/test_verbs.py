@@ -22,9 +22,10 @@ from llmesh_sdk.results import StreamChunk
 
 from llmesh.core.amount import Amount
 from llmesh.core.ids import ModelId, PeerId, RequestId
+from llmesh.errors import NetworkError
 from llmesh.node.cli import command, main
 from llmesh.node.tables import table
-from llmesh.node.verbs import VERBS
+from llmesh.node.verbs import VERBS, money
 from llmesh.node.verbs.asked import Asked
 from llmesh.node.verbs.run import LOOKS
 from llmesh.node.verbs.view import lasting
@@ -295,6 +296,7 @@ def test_what_a_node_refuses_is_one_line_and_1(
         ["run", "m", "x", "--max-tokens", "0"], ["run", "m", "x", "--temperature", "-1"],
         ["deploy", "/nowhere/at/all"], ["deploy", ".", "--name", "!"], ["deploy", ".", "--fee", "much"],
         ["deploy", ".", "--version", "a b"], ["fetch", "m", "--fee", "1"], ["fetch", "!"],
+        ["send", "bob", "1"], ["send", "0x" + "1" * 40, "-1"], ["send", "0x" + "1" * 40], ["send", "5"],
         ["unbond", "-5"], ["unbond", "x"], ["keys", "create", "--name", "a", "--expires", "soon"],
         ["invite", "--expires", "0d"], ["status", "--url", "ftp://x"], ["start", "extra"],
         ["status", "--url", "http://x", "--data-dir", "y"],
@@ -356,3 +358,31 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install 'llmesh-network[node]' (not installed: rich)" in done.stderr
+
+
+def test_money_is_sent_after_a_question_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    account, asked = "0x52908400098527886E0F7030069857D2E4169EE7", []
+
+    def answers(_: Asked, question: Any) -> Any:
+        asked.append(question)
+        return {"account": account, "amount": 2, "balance": 3}
+
+    monkeypatch.setattr(money, "ask_node", answers)
+    done = CliRunner().invoke(main, ["send", account, "2"])
+    assert done.stdout == f"2 MESH were sent to {account}; the balance is 3 MESH.\n"
+    monkeypatch.setattr(money, "in_a_terminal", lambda: True)
+    refused = CliRunner().invoke(main, ["send", account, "2"], input="n\n")
+    assert (refused.exit_code, len(asked)) == (1, 1)
+    assert f"Send 2 MESH to {account}, for good? [y/N]" in refused.output
+    for more, typed in ((["--yes"], ""), (["--json"], ""), ([], "y\n")):
+        assert CliRunner().invoke(main, ["send", account, "2", *more], input=typed).exit_code == 0
+    assert len(asked) == 4
+
+
+def test_whoever_gets_no_answer_is_not_told_to_send_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise NetworkError("The line broke.")
+
+    monkeypatch.setattr(money, "ask_node", lost)
+    done = CliRunner().invoke(main, ["send", OTHER, "2"])
+    assert "may have been sent: look at what `llmesh wallet` tells" in str(done.exception)

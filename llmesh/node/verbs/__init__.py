@@ -13,7 +13,7 @@ from llmesh.node.verbs.bring import deploy, fetch
 from llmesh.node.verbs.doctor import doctor
 from llmesh.node.verbs.keys import keys
 from llmesh.node.verbs.models import models, remove, search
-from llmesh.node.verbs.money import explain, unbond, wallet, withdraw
+from llmesh.node.verbs.money import explain, send, unbond, wallet, withdraw
 from llmesh.node.verbs.run import run
 from llmesh.node.verbs.swarm import invite, ledger
 from llmesh.node.verbs.view import peers, status
@@ -22,7 +22,7 @@ __all__ = ["VERBS"]
 
 VERBS: tuple[click.Command, ...] = (
     status, doctor, models, search, run, deploy, fetch, remove, peers,
-    wallet, explain, unbond, withdraw,
+    wallet, explain, send, unbond, withdraw,
     keys, invite, ledger, backup, restore,
 )  # fmt: skip
 """In the order in which they are listed."""

@@ -1,18 +1,22 @@
-"""The verbs about money: what the node has, what one charge was for, and taking a stake out."""
+"""The verbs about money: what the node has, what one charge was for, sending some, taking a stake out."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
+from llmesh.core.address import Address, address_text, recipient
 from llmesh.core.amount import Amount
-from llmesh.node.verbs.asked import Asked, of_a_gateway, of_a_node
+from llmesh.core.ids import PeerId
+from llmesh.errors import NetworkError, RequestTimeout
+from llmesh.node.verbs.asked import Asked, Value, of_a_gateway, of_a_node
 from llmesh.node.verbs.asking import ask, ask_node, show
 from llmesh.node.verbs.models import MESH
 
-__all__ = ["explain", "unbond", "wallet", "withdraw"]
+__all__ = ["explain", "in_a_terminal", "send", "unbond", "wallet", "withdraw"]
 
 _SHORT = 12
 
@@ -43,6 +47,35 @@ def explain(asked: Asked, id: str) -> None:
     show(told, asked, lambda whole: "\n\n".join(_explanation(whole)))
 
 
+@click.command("send")
+@click.argument("to", type=Value(recipient, "account"), metavar="TO")
+@click.argument("amount", type=MESH, metavar="MESH")
+@click.option("--yes", is_flag=True, help="Do not ask first; a script is never asked.")
+@of_a_node
+def send(asked: Asked, to: Address | PeerId, amount: Amount, yes: bool) -> None:
+    """Send MESH to another account of the swarm.
+
+    TO is an account, as `llmesh wallet` shows it there, or the peer id of a node that serves
+    models.  What was sent cannot be taken back.
+
+    \b
+    Example:
+      llmesh send 0x52908400098527886E0F7030069857D2E4169EE7 250
+    """
+    whom = address_text(Address(to)) if isinstance(to, bytes) else to
+    if not yes and not asked.as_json and in_a_terminal():
+        click.confirm(f"Send {amount} MESH to {whom}, for good?", abort=True)
+    body = {"to": whom, "amount": str(amount)}
+    try:
+        told = ask_node(asked, lambda desk: desk.post("/owner/send", body))
+    except (NetworkError, RequestTimeout) as error:
+        raise type(error)(error.message, next_step=_LOOK_FIRST) from error
+    show(told, asked, _just_sent)
+
+
+_LOOK_FIRST = "It may have been sent: look at what `llmesh wallet` tells under Sent before you send it again."
+
+
 @click.command("unbond")
 @click.argument("amount", type=MESH, metavar="MESH")
 @of_a_node
@@ -66,6 +99,15 @@ def withdraw(asked: Asked) -> None:
     show(told, asked, _stake)
 
 
+def in_a_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def _just_sent(told: dict[str, Any]) -> str:
+    return f"{told['amount']} MESH were sent to {told['account']}; the balance is {told['balance']} MESH."
+
+
 def _stake(told: dict[str, Any]) -> str:
     leaving = f"; {told['unbonding']} MESH are leaving the stake" if told["unbonding"] else ""
     return f"{told['stake']} MESH are bonded{leaving}; the balance is {told['balance']} MESH."
@@ -85,6 +127,9 @@ def _wallet(told: dict[str, Any], days: int) -> Iterator[str]:
         rows = [_fees(row) for row in told[name]]
         heads = ("day (UTC)", "model", "answers", "MESH")
         yield table(heads, rows, title) if rows else f"{title}: nothing in {days} days."
+    if told["sent"]:
+        rows = [_sending(row) for row in told["sent"]]
+        yield table(("to", "MESH", "since", "state"), rows, "Sent")
     if told["accused"]:
         rows = [_accused(row) for row in told["accused"]]
         yield table(("account", "request", "what", "since", "stake"), rows, "Providers that cheated")
@@ -110,6 +155,11 @@ def _channel(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _fees(row: dict[str, Any]) -> tuple[str, ...]:
     return (row["day"], row["model"] or row["model_id"][:_SHORT], str(row["count"]), str(row["fees"]))
+
+
+def _sending(row: dict[str, Any]) -> tuple[str, ...]:
+    became = {"waiting": "waits for the ledger", "done": "there", "dead": f"not sent: {row['refused']}"}
+    return (row["account"], str(row["amount"]), row["since"], became[row["state"]])
 
 
 def _accused(row: dict[str, Any]) -> tuple[str, ...]:
