@@ -11,12 +11,14 @@ from trio.testing import MockClock
 
 from llmesh.core import operations as ops
 from llmesh.core.amount import Amount
-from llmesh.core.operations import Claim, Operation, Settle, sign_operation
-from llmesh.errors import InsufficientBalance, MeshError, TransactionFailed
+from llmesh.core.encoding import parse_canonical_json
+from llmesh.core.operations import Claim, Operation, Settle, sign_operation, unsigned_from_json
+from llmesh.errors import InsufficientBalance, MeshError, NodeUnreachable, TransactionFailed
 from llmesh.journal.channels import earned, unclaimed_channels
+from llmesh.journal.outbox import waiting_intents
 from llmesh.ledger.memory import MemoryLedger
-from llmesh.mesh.settlement import Settlement, SettlementSettings
-from llmesh.mesh.teller import Teller
+from llmesh.mesh.settlement import PERIOD, Settlement, SettlementSettings
+from llmesh.mesh.teller import KIND, Teller
 from tests.mesh.conftest import clock
 from tests.mesh.people import CHAIN, signer
 from tests.mesh.shop import Shop
@@ -127,3 +129,35 @@ async def test_one_claim_that_is_refused_holds_up_no_other(shop: Shop, autojump_
     teller.failure = None
     await settlement.settle()
     assert await balance(shop) == 900
+
+
+async def test_nothing_is_claimed_while_an_earlier_claim_waits(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    settlement, teller = settlement_of(shop)
+
+    async def away(_: object) -> None:
+        raise NodeUnreachable("The issuer is away.")
+
+    async def waiting() -> list[Operation]:
+        account = f"{CHAIN.id} {shop.own.signer.address.hex()}"
+        found = await shop.journal.read(waiting_intents, KIND, account)
+        return [unsigned_from_json(parse_canonical_json(intent.body)) for intent in found]
+
+    await earn(shop, 1, 6)
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.ledger, "submit", away)
+        async with running(settlement):
+            await trio.sleep(100)
+            [first] = await waiting()
+            await earn(shop, 7, 15)
+            await trio.sleep(300)
+            assert await waiting() == [first]
+            assert len(teller.done) == 1, "while one waits it does not even ask"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(teller.run)
+        nursery.start_soon(settlement.run)
+        await trio.sleep(PERIOD + 10)
+        nursery.cancel_scope.cancel()
+    claimed = [operation.items[0].total.micro for operation in teller.done if isinstance(operation, Claim)]
+    assert (claimed, await waiting(), await balance(shop)) == ([600, 1500], [], 1500)
