@@ -46,7 +46,9 @@ SOON, LONGEST = 0.1, 30.0
 REMEMBERED = 4096
 """Requests whose attempts are counted on."""
 PATIENCE = 5.0
-"""Seconds to find out whom a request that comes again was paid to."""
+"""Seconds to find out whom a request that comes again was paid to, or for a word before a deposit."""
+LOW_AT_ONCE = 64
+"""Deposits that wait to be filled up; further ones are left until they are asked from again."""
 FLUSH = 1.0
 """Seconds that the last writing may take."""
 
@@ -73,6 +75,7 @@ class Payments:
 
     def __init__(self, tabs: Tabs) -> None:
         self.tabs = tabs
+        self._low, self._fillable = trio.open_memory_channel[tuple[Candidate, Payee]](LOW_AT_ONCE)
         self._numbers: OrderedDict[RequestId, int] = OrderedDict()
 
     def number(self, request: RequestId) -> int:
@@ -162,6 +165,7 @@ class Payments:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.tabs.backlog.run)
             nursery.start_soon(self.tabs.accuser.run)
+            nursery.start_soon(self._fill_up, nursery)
             while True:
                 for tab in self.tabs.doubtful():
                     if not tab.resolving:
@@ -169,6 +173,16 @@ class Payments:
                         nursery.start_soon(self._resolve, tab)
                 await self.tabs.doubt.wait()
                 self.tabs.doubt = trio.Event()
+
+    async def _fill_up(self, nursery: trio.Nursery) -> None:
+        async for candidate, payee in self._fillable:
+            nursery.start_soon(self._fill, candidate, payee)
+
+    async def _fill(self, candidate: Candidate, payee: Payee) -> None:
+        try:
+            await self.tabs.fill(candidate, payee, PATIENCE)
+        except MeshError as error:
+            log.info("the deposit for %s is not filled up yet: %s", candidate.peer_id, error.message)
 
     async def _resolve(self, tab: Tab) -> None:
         pause = SOON
@@ -188,11 +202,16 @@ class Payments:
         while True:
             tab, session = await self.tabs.ready(candidate, payee, window)
             try:
-                return tab, session, tab.channel.reserve(attempt, candidate.fee, sign)
+                voucher = tab.channel.reserve(attempt, candidate.fee, sign)
             except NodeBusy:
                 if not wait:
                     raise
                 await tab.room.park()
+            else:
+                if self.tabs.runs_low(tab, candidate.fee):
+                    with suppress(trio.WouldBlock):
+                        self._low.send_nowait((candidate, payee))
+                return tab, session, voucher
 
     def _failed(self, purchase: Purchase, error: BaseException) -> None:
         if purchase.settled:

@@ -6,6 +6,7 @@ then both ends agree where they stand.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,8 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from llmesh.core import operations
-from llmesh.core.address import Address, address_text
+from llmesh.core.address import Address
 from llmesh.core.amount import Amount
 from llmesh.core.binding import check_binding
 from llmesh.core.channel import MAX_ATTEMPTS, Deposit
@@ -32,7 +32,6 @@ from llmesh.errors import (
     MeshError,
     NetworkError,
     NodeUnreachable,
-    TransactionFailed,
     ValidationFailed,
 )
 from llmesh.journal.channels import (
@@ -53,6 +52,7 @@ from llmesh.journal.receipts import ReceiptRow, StoreReceipt, receipts_of
 from llmesh.ledger.ledger import Ledger
 from llmesh.mesh.accuser import Accuser
 from llmesh.mesh.backlog import Backlog
+from llmesh.mesh.deposits import AWAY, Deposits
 from llmesh.mesh.teller import Teller
 from llmesh.net.payment import confirm, reconcile
 from llmesh.net.session import Session
@@ -62,10 +62,6 @@ __all__ = ["PaymentSettings", "Tab", "Tabs", "blamed"]
 
 AGREEMENT = 8.0
 """Seconds for a provider to say where a channel stands; its copy of the ledger may be a little behind."""
-
-
-AWAY = 30.0
-"""Seconds for which no deposit is tried after the ledger was out of reach, so that nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,7 @@ class Tab:
     """A channel to a provider; `session` is the one by which both ends last agreed.
 
     `doubtful` are attempts of unknown outcome, each with the purse that holds its quote; who waits for
-    the window parks in `room`.
+    the window parks in `room`.  From `low_from` on its deposit may be filled up beside.
     """
 
     peer: PeerId
@@ -95,6 +91,7 @@ class Tab:
     doubtful: dict[AttemptId, DurablePurse | None] = field(default_factory=dict)
     room: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     resolving: bool = False
+    low_from: float = -math.inf
 
     def serves(self, session: Session | None, quote: Amount) -> bool:
         """Whether an attempt may be paid from it as it is, but for the window."""
@@ -127,10 +124,9 @@ class Tabs:
         self.doubt = trio.Event()
         self._ledger = ledger
         self._journal = journal
-        self._teller = teller
+        self._deposits = Deposits(ledger, teller, settings.quotes)
         self._sessions = sessions
         self._tabs: dict[Address, Tab] = {}
-        self._away_until = 0.0
         self._turns: defaultdict[Address, trio.Lock] = defaultdict(trio.Lock)
 
     async def load(self) -> None:
@@ -199,6 +195,27 @@ class Tabs:
                 session = await self._sessions.to(tab.peer, tab.addresses)
             await self._reconcile(tab, session)
 
+    def runs_low(self, tab: Tab, quote: Amount) -> bool:
+        """Whether a deposit should be filled up beside; then it is not said again for a while."""
+        if not self._deposits.is_low(tab.channel, quote) or tab.low_from > trio.current_time():
+            return False
+        tab.low_from = trio.current_time() + AWAY
+        return True
+
+    async def fill(self, candidate: Candidate, payee: Payee, window: float) -> None:
+        """Fill up a deposit while requests go on to use it.  Raises as `ready`."""
+        async with self._turns[payee.account]:
+            tab, session = self._tabs[payee.account], self._sessions.get(candidate.peer_id)
+            if session is None or tab.session is not session or tab.channel.broken:
+                return
+            await self._confirm(session, candidate, payee, window)
+            await self._deposits.fill(tab.channel, candidate.fee)
+            deposit = await self._deposits.seen(tab.channel)
+            if deposit != tab.channel.deposit:
+                await self._reconcile(tab, session, deposit)  # first the provider counts on it, then we
+                await self._look(tab)
+                tab.low_from = -math.inf
+
     async def _prepare(self, candidate: Candidate, payee: Payee, window: float) -> None:
         with _bounded(candidate.peer_id, window):
             session = await self._sessions.to(candidate.peer_id, candidate.addresses)
@@ -214,7 +231,9 @@ class Tabs:
             raise ValidationFailed(tab.channel.broken, peer_id=candidate.peer_id)
         if tab.channel.left < candidate.fee:
             await self._confirm(session, candidate, payee, window)
-            await self._deposit(tab, candidate.fee)
+            await self._deposits.cover(tab.channel, candidate.fee)
+            await self._look(tab)
+            tab.session = None  # the provider has yet to see it
             await self._reconcile(tab, session)
 
     async def _confirm(self, session: Session, candidate: Candidate, payee: Payee, window: float) -> None:
@@ -244,44 +263,20 @@ class Tabs:
         return Tab(candidate.peer_id, channel)
 
     async def _look(self, tab: Tab) -> None:
-        cell = await self._ledger.channel(tab.channel.id)
-        if cell is not None and cell.deposit != tab.channel.deposit:
-            tab.channel.deposit = cell.deposit
-            self.backlog.add(RecordDeposit(Side.PAYER, tab.channel.id, cell.deposit))
+        """Count on what the ledger says is deposited."""
+        deposit = await self._deposits.seen(tab.channel)
+        if deposit != tab.channel.deposit:
+            tab.channel.deposit = deposit
+            self.backlog.add(RecordDeposit(Side.PAYER, tab.channel.id, deposit))
 
-    async def _deposit(self, tab: Tab, quote: Amount) -> None:
-        own = self.credentials.signer.address
-        balance = (await self._ledger.account(own)).balance
-        short = quote.micro - tab.channel.left.micro
-        # No more than half of what there is, so that one provider's failure leaves money for the next.
-        amount = Amount(max(short, min(quote.micro * self.settings.quotes, balance.micro // 2)))
-        if amount > balance:
-            raise InsufficientBalance(
-                f"An inference costs {quote} MESH and this node has {balance} MESH.",
-                next_step="To get some, run `llmesh invite --credit MESH` on the issuer of its swarm, and"
-                " start this node with --join and the line that it prints; or have another member run"
-                f" `llmesh send {address_text(own)} MESH`.",
-            )
-        if trio.current_time() < self._away_until:
-            raise TransactionFailed(
-                "The ledger could not be reached a moment ago; no deposit is made now.",
-                next_step=_NO_DEPOSIT,
-            )
-        try:
-            await self._teller.perform(operations.Deposit(tab.channel.config, amount))
-        except TransactionFailed as error:
-            self._away_until = trio.current_time() + AWAY
-            raise TransactionFailed(error.message, next_step=_NO_DEPOSIT) from error
-        await self._look(tab)
-        tab.session = None  # the provider has yet to see it
-
-    async def _reconcile(self, tab: Tab, session: Session) -> None:
+    async def _reconcile(self, tab: Tab, session: Session, deposit: Deposit | None = None) -> None:
+        """Agree with the provider, who is to see `deposit` or the one that is counted on."""
         channel = tab.channel
         asked = channel.sync_request()
         if not channel.synced:
             asked = replace(asked, lost=tuple(tab.doubtful)[:MAX_ATTEMPTS])
         binding = self.credentials.binding(self.settings.clock())
-        told = Reconcile(channel.config, binding, asked, channel.deposit.balance)
+        told = Reconcile(channel.config, binding, asked, (deposit or channel.deposit).balance)
         with _bounded(tab.peer, AGREEMENT):
             answer = await reconcile(session, told, AGREEMENT)
         try:
@@ -310,9 +305,6 @@ class Tabs:
         self.backlog.add(StoreReceipt(ReceiptRow(Side.PAYER, tab.peer, receipt)))
         if purse is not None:
             purse.spend(attempt, receipt.charge.price)
-
-
-_NO_DEPOSIT = "Ask again once the issuer can be reached; what is free or has a deposit still answers."
 
 
 @contextmanager
