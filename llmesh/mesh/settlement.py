@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 PERIOD = 60.0
 PAUSE = 1.0
 """Seconds between two looks: at most, and at least however fast the ledger grows."""
+REST = 60.0
+"""Seconds after a claim until what a channel earns is claimed again, however much it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Settlement:
         self._teller = teller
         self._settings = settings
         self._since: dict[ChannelId, float] = {}
+        self._rests: dict[ChannelId, float] = {}
 
     async def run(self) -> None:
         """Settle whenever something is due, until cancelled."""
@@ -115,7 +118,8 @@ class Settlement:
         last = one.row.last.receipt.issued_at if one.row.last else now
         since = self._since.setdefault(one.row.id, min(now, last))
         unclaimed = one.total.micro - deposit.claimed.micro
-        enough = unclaimed >= self._settings.share * deposit.balance.micro
+        rested = trio.current_time() >= self._rests.get(one.row.id, 0.0)
+        enough = rested and unclaimed >= self._settings.share * deposit.balance.micro
         return enough or bool(deposit.withdrawing) or now - since >= self._settings.age
 
     async def _claim(self, due: Sequence[_Due]) -> None:
@@ -127,6 +131,8 @@ class Settlement:
             self._since.pop(one.row.id, None)
             cell = await self._ledger.channel(one.row.id)
             if cell is not None:
+                if cell.deposit.claimed >= one.total:
+                    self._rests[one.row.id] = trio.current_time() + REST
                 await self._note(one.row, cell.deposit)
 
     async def _note(self, row: ChannelRow, deposit: Deposit) -> None:

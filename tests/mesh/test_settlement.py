@@ -93,16 +93,30 @@ async def test_little_is_claimed_after_a_day(shop: Shop, autojump_clock: MockClo
         assert await balance(shop) == 100
 
 
+async def test_what_earns_fast_is_claimed_once_a_minute(shop: Shop, autojump_clock: MockClock) -> None:
+    settlement, teller = settlement_of(shop)
+    await earn(shop, 1, 5)
+    async with running(settlement):
+        for first in range(6, 46, 5):  # a claim's worth every three seconds
+            await trio.sleep(3)
+            await earn(shop, first, first + 4)
+        assert (len(teller.done), await balance(shop)) == (2, 500)
+        await trio.sleep(60)
+    assert (len(teller.done), await balance(shop)) == (4, 4_500)
+
+
 async def test_a_withdrawal_is_met_by_a_claim_at_once(shop: Shop, autojump_clock: MockClock) -> None:
     settlement, _ = settlement_of(shop)
-    await earn(shop, 1, 1)
+    await earn(shop, 1, 5)
     async with running(settlement):
         await trio.sleep(5)
-        operation = ops.InitiateWithdraw(shop.id, Amount(10_000))
+        assert await balance(shop) == 500
+        await earn(shop, 6, 6)
+        operation = ops.InitiateWithdraw(shop.id, Amount(9_500))
         ann = signer("ann")
         await shop.ledger.submit(sign_operation(ann.address, 2, operation, CHAIN, ann.sign))
         await trio.sleep(4)
-        assert await balance(shop) == 100
+        assert await balance(shop) == 600
 
 
 async def test_while_the_ledger_is_away_nothing_is_lost_and_nothing_claimed_twice(
