@@ -1,7 +1,8 @@
 """Deposits: what this node pays into the channels by which it buys.
 
-Enough for a number of inferences, ahead of need where there is money for it, and never more in advance
-than that: what still waits for the ledger is done before anything is added to it.
+Enough for a number of inferences, or as much as was spent there before, ahead of need where there is money
+for it, and never more in advance than that: what still waits for the ledger is done before anything is
+added to it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ __all__ = ["AWAY", "Deposits"]
 
 AWAY = 30.0
 """Seconds for which no deposit is tried after the ledger was out of reach, so that nobody waits for it."""
-LOW = 0.5
-"""What is left of a full deposit when it is filled up again, before it is needed."""
+LOW = 2
+"""A deposit is filled up again, before it is needed, where less than one part of so many is left of it."""
 _NO_DEPOSIT = "Ask again once the issuer can be reached; what is free or has a deposit still answers."
 
 
 class Deposits:
-    """Of one payer; a full deposit covers `quotes` inferences."""
+    """Of one payer; a full deposit covers `quotes` inferences, and no less than was spent there before.
+
+    So the more is bought, the more seldom something is paid in.
+    """
 
     def __init__(self, ledger: Ledger, teller: Teller, quotes: int) -> None:
         self._ledger = ledger
@@ -45,7 +49,7 @@ class Deposits:
 
     def is_low(self, channel: PayerChannel, quote: Amount) -> bool:
         """Whether a channel should be filled up."""
-        return channel.left.micro < self._low(quote)
+        return channel.left.micro < self._full(channel, quote) // LOW
 
     async def cover(self, channel: PayerChannel, quote: Amount) -> None:
         """Pay in what an attempt needs, and for those after it as far as the money goes.
@@ -57,7 +61,7 @@ class Deposits:
         if left >= quote.micro:
             return
         balance = await self._balance()
-        amount = max(quote.micro - left, self._more(left, quote, balance))
+        amount = max(quote.micro - left, _more(left, self._full(channel, quote), balance))
         if amount > balance:
             own = address_text(self._teller.signer.address)
             raise InsufficientBalance(
@@ -71,16 +75,13 @@ class Deposits:
     async def fill(self, channel: PayerChannel, quote: Amount) -> None:
         """Pay in what a full deposit lacks, unless it is little.  Raises TransactionFailed."""
         left = await self._left(channel)
-        amount = self._more(left, quote, await self._balance())
-        if left < self._low(quote) <= amount:
+        full = self._full(channel, quote)
+        amount = _more(left, full, await self._balance())
+        if left < full // LOW <= amount:
             await self._pay_in(channel, amount)
 
-    def _low(self, quote: Amount) -> int:
-        return int(LOW * self._quotes) * quote.micro
-
-    def _more(self, left: int, quote: Amount, balance: int) -> int:
-        """No more than half of what there is, so that one provider's failure leaves money for the next."""
-        return min(max(0, self._quotes * quote.micro - left), balance // 2)
+    def _full(self, channel: PayerChannel, quote: Amount) -> int:
+        return max(self._quotes * quote.micro, channel.books.spent.micro)
 
     async def _left(self, channel: PayerChannel) -> int:
         """What a channel has left by the ledger, once all that waits for it is done."""
@@ -108,3 +109,8 @@ class Deposits:
         except TransactionFailed as error:
             self._away_until = trio.current_time() + AWAY
             raise TransactionFailed(error.message, next_step=_NO_DEPOSIT) from error
+
+
+def _more(left: int, full: int, balance: int) -> int:
+    """No more than half of what there is, so that one provider's failure leaves money for the next."""
+    return min(max(0, full - left), balance // 2)
