@@ -31,34 +31,50 @@ class Splitter:
         self._rest = bytearray()
         self._needed = HEADER
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
         """The frames that these bytes complete.
 
         Raises ValidationFailed for a length over the limit, before anything of that size is held;
         the stream is of no use after that.
         """
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._needed:
-                return []
-            data = bytes(self._rest)
-        frames, start = self._cut(data)
-        self._rest = bytearray(memoryview(data)[start:])
+        frames: list[bytes] = []
+        start = self._finish(data, frames) if self._rest else 0
+        start = self._cut(data, start, frames)
+        self._rest += data[start:]
         return frames
 
-    def _cut(self, data: bytes) -> tuple[list[bytes], int]:
-        """The whole frames in `data` and where the rest starts; notes what the rest needs."""
-        frames: list[bytes] = []
-        start, size = 0, len(data)
+    def _finish(self, data: bytes | memoryview, frames: list[bytes]) -> int:
+        """Add to the unfinished frame what belongs to it; where the rest of the data starts."""
+        start, rest = 0, self._rest
+        while True:
+            end = start + self._needed - len(rest)
+            rest += data[start:end]
+            if end > len(data):
+                return len(data)
+            start, needed = end, HEADER + self._length(rest[:HEADER])
+            if needed == len(rest):
+                frames.append(bytes(memoryview(rest)[HEADER:]))
+                self._rest = bytearray()
+                return start
+            self._needed = needed
+
+    def _cut(self, data: bytes | memoryview, start: int, frames: list[bytes]) -> int:
+        """Cut out the whole frames from `start` on; where the rest starts.  Notes what that needs."""
+        size = len(data)
         while size - start >= HEADER:
             body = start + HEADER
-            length = int.from_bytes(data[start:body], "big")
-            if length > self._limit:
-                raise ValidationFailed(f"A frame of {length} bytes is over the limit of {self._limit}.")
-            if body + length > size:
-                self._needed = HEADER + length
-                return frames, start
-            start = body + length
-            frames.append(data[body:start])
-        self._needed = HEADER
-        return frames, start
+            end = body + self._length(data[start:body])
+            if end > size:
+                self._needed = end - start
+                return start
+            frames.append(bytes(data[body:end]))
+            start = end
+        if start < size:
+            self._needed = HEADER
+        return start
+
+    def _length(self, header: bytes | bytearray | memoryview) -> int:
+        length = int.from_bytes(header, "big")
+        if length > self._limit:
+            raise ValidationFailed(f"A frame of {length} bytes is over the limit of {self._limit}.")
+        return length
