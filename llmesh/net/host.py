@@ -31,7 +31,7 @@ class Link(Protocol):
     remote_address: str
     initiator: bool
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | memoryview:
         """Some bytes, at most 256 KiB.  Raises NetworkError at its end, clean or not.  Safe to cancel."""
 
     async def write(self, data: bytes) -> None:

@@ -21,7 +21,7 @@ class MeteredLink:
         self._link = link
         self._meter = meter
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | memoryview:
         """As the link does."""
         data = await self._link.read()
         self._meter.count(Metric.SESSION_BYTES, "received", amount=len(data))

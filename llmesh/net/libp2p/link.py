@@ -1,7 +1,8 @@
 """One yamux stream as a Link.  The session's two tasks are the only ones that use it.
 
 It reads past libp2p's own stream class, which sends a window update for each read and so cannot be
-cancelled: here the receive window is ours, granted once and then in large steps.
+cancelled: here the receive window is ours, granted once and then in large steps.  What comes for the
+stream takes a lane of its own to get here (see `lanes`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, YAMUX_HEADER_FORMAT, Yamu
 from llmesh.core.ids import PeerId
 from llmesh.errors import NetworkError
 from llmesh.net.libp2p.guard import end_stream
+from llmesh.net.libp2p.lanes import Lane, lanes_of
 
 __all__ = ["StreamLink", "open_link"]
 
@@ -25,7 +27,6 @@ __all__ = ["StreamLink", "open_link"]
 WINDOW_BYTES = 4 * 1024 * 1024
 # Credit is returned in steps, one small frame for a megabyte.
 GRANT_BYTES = 1024 * 1024
-READ_BYTES = 256 * 1024
 # With its 12-byte header such a write fills exactly two Noise messages.
 WRITE_BYTES = 131026
 # yamux itself waits 5 s for credit; a trickle of credit must not stretch one write for ever.
@@ -42,20 +43,17 @@ class StreamLink:
         self.initiator = initiator
         self._stream = stream
         self._mux = cast("YamuxStream", mux)
-        # What the peer may have sent and we have not read; yamux itself only logs an overrun.
-        self._credit = self._mux.recv_window + self._unread()
+        # What came before the lane was there, or in a frame that libp2p had begun to read.
+        self._earlier = self._mux.conn.stream_buffers.get(self._mux.stream_id, bytearray())
+        self._lane = Lane(self._mux.recv_window, self._wake)
         self._closed = False
+        lanes_of(self._mux.conn).open_lane(self._mux.stream_id, self._lane)
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | memoryview:
         """Some bytes, at most 256 KiB.  Raises NetworkError at the end.  Safe to cancel."""
-        if WINDOW_BYTES - self._credit >= GRANT_BYTES:
+        if self._ungranted() >= GRANT_BYTES:
             await self.grant()
-        data = await self._receive()
-        self._credit -= len(data)
-        if self._unread() > self._credit:
-            await self.aclose()
-            raise self._lost("it sent more than its window allows")
-        return data
+        return await self._receive()
 
     async def write(self, data: bytes) -> None:
         """Send all of at most 131 026 bytes.  Shielded and bounded in time; raises NetworkError."""
@@ -73,15 +71,14 @@ class StreamLink:
     async def aclose(self) -> None:
         """End both directions at once; a reader gets NetworkError."""
         self._closed = True
-        if (event := self._mux.conn.stream_events.get(self._mux.stream_id)) is not None:
-            event.set()
+        self._wake()
         await end_stream(self._stream)
+        lanes_of(self._mux.conn).close_lane(self._mux.stream_id)
 
     async def grant(self) -> None:
         """Fill the peer's credit up to 4 MiB.  Shielded, bounded by the transport; raises NetworkError."""
-        credit = WINDOW_BYTES - self._credit
-        self._credit += credit
-        self._mux.recv_window += credit
+        credit = self._ungranted()
+        self._lane.room += credit
         try:
             with trio.CancelScope(shield=True):
                 await self._mux.send_window_update(credit)
@@ -101,35 +98,37 @@ class StreamLink:
             header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, mux.stream_id, size)
             await mux.conn.secured_conn.write(header + data)
 
-    async def _receive(self) -> bytes:
-        """What yamux has for us, past its lock where it can be; that costs two rounds of the scheduler."""
+    async def _receive(self) -> bytes | memoryview:
+        """The next of what has come, without a round of the scheduler where there is something."""
         conn, stream = self._mux.conn, self._mux.stream_id
-        while not (self._ended() or self._unread()):
+        while not (self._lane.unread or self._earlier or self._ended()):
             await conn.stream_events[stream].wait()
             if not self._ended():
                 conn.stream_events[stream] = trio.Event()
         if self._closed:
             raise self._lost("the link is closed")
-        if self._ended():
-            return await self._receive_last()
-        buffer = conn.stream_buffers[stream]
-        data = bytes(memoryview(buffer)[:READ_BYTES])
-        del buffer[:READ_BYTES]
-        return data
+        if self._lane.room < 0:
+            await self.aclose()
+            raise self._lost("it sent more than its window allows")
+        if self._earlier:
+            earlier = bytes(self._earlier)
+            self._earlier.clear()
+            return earlier
+        if data := self._lane.take():
+            return data
+        raise self._lost("the peer ended it")
 
-    async def _receive_last(self) -> bytes:
-        """What is left of a stream that gets nothing any more; libp2p tidies up after it."""
-        try:
-            # It gives up its data without a checkpoint after taking it.
-            return bytes(await self._mux.conn.read_stream(self._mux.stream_id, READ_BYTES))
-        except BaseLibp2pError as error:
-            raise self._lost("the peer ended it") from error
+    def _wake(self) -> None:
+        if (event := self._mux.conn.stream_events.get(self._mux.stream_id)) is not None:
+            event.set()
 
     def _ended(self) -> bool:
-        return self._closed or self._mux.closed or self._mux.recv_closed
+        return self._closed or self._lane.room < 0 or self._mux.closed or self._mux.recv_closed
 
-    def _unread(self) -> int:
-        return len(self._mux.conn.stream_buffers.get(self._mux.stream_id, b""))
+    def _ungranted(self) -> int:
+        """What the peer may be allowed to send besides what it has credit for and what is unread."""
+        room = self._lane.room
+        return WINDOW_BYTES - room - self._lane.unread - len(self._earlier) if room >= 0 else 0
 
     def _lost(self, why: str) -> NetworkError:
         return NetworkError(f"The link to peer {self.peer_id} broke: {why}.", peer_id=self.peer_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import trio
+from cryptography.exceptions import InvalidTag
 from libp2p.abc import IRawConnection, ISecureConn
 from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
 from libp2p.network.connection.raw_connection import RawConnection
@@ -17,10 +18,12 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, NoiseTransportReadWriter
 from libp2p.security.noise.transport import Transport
 from libp2p.security.secure_session import SecureSession
+from noise.exceptions import NoiseInvalidMessage  # type: ignore[import-untyped]
+from noise.state import CipherState  # type: ignore[import-untyped]
 
 from llmesh.net.libp2p.transport import SocketPipe
 
-__all__ = ["MAX_PLAIN", "Noise"]
+__all__ = ["MAX_PLAIN", "Noise", "Session"]
 
 MAX_PLAIN = MAX_PLAINTEXT_LENGTH
 """Bytes that one Noise message carries."""
@@ -33,14 +36,14 @@ class Noise(Transport):
 
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
         """Shake hands as the side that was dialled."""
-        return _Session(cast("SecureSession", await super().secure_inbound(conn)), _pipe(conn))
+        return Session(cast("SecureSession", await super().secure_inbound(conn)), _pipe(conn))
 
     async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
         """Shake hands as the side that dialled."""
-        return _Session(cast("SecureSession", await super().secure_outbound(conn, peer_id)), _pipe(conn))
+        return Session(cast("SecureSession", await super().secure_outbound(conn, peer_id)), _pipe(conn))
 
 
-class _Session(SecureSession):
+class Session(SecureSession):
     """One task reads, any number write; the writes leave whole, in the order of their calls."""
 
     def __init__(self, shaken: SecureSession, pipe: SocketPipe) -> None:
@@ -52,10 +55,12 @@ class _Session(SecureSession):
             is_initiator=shaken.is_initiator,
             conn=shaken.conn,
         )
-        self._noise = cast("NoiseTransportReadWriter", shaken.conn).noise_state
+        noise = cast("NoiseTransportReadWriter", shaken.conn).noise_state.noise_protocol
+        self._sealing: CipherState = noise.cipher_state_encrypt
+        self._opening: CipherState = noise.cipher_state_decrypt
         self._pipe = pipe
         self._turn = trio.Lock()
-        self._plain = b""
+        self._plain = memoryview(b"")
         self._start = 0
 
     async def read(self, n: int | None = None) -> bytes:
@@ -64,17 +69,25 @@ class _Session(SecureSession):
         Raises IncompleteReadError and ConnectionClosedError at the end, NoiseInvalidMessage for what the
         peer did not seal.  A cancelled read may lose bytes: whoever cancels closes the connection.
         """
-        if n is None:
-            await self._refill()
-        missing = len(self._plain) - self._start if n is None else n
-        parts: list[bytes] = []
+        if n is None or n == 0:
+            return b"" if n == 0 else bytes(await self.some(MAX_PLAIN))
+        parts = [await self.some(n)]
+        missing = n - len(parts[0])
         while missing:
-            await self._refill()
-            end = min(self._start + missing, len(self._plain))
-            parts.append(self._plain[self._start : end])
-            missing -= end - self._start
-            self._start = end
+            parts.append(await self.some(missing))
+            missing -= len(parts[-1])
         return b"".join(parts)
+
+    async def some(self, most: int) -> memoryview:
+        """At least one byte and at most `most`, uncopied: they keep all of their message in memory.
+
+        Raises what `read` does.
+        """
+        if self._start == len(self._plain):
+            await self._refill()
+        start = self._start
+        self._start = end = min(start + most, len(self._plain))
+        return self._plain[start:end]
 
     async def write(self, data: bytes) -> None:
         """Seal and send all of it at once.  Cancelled before its turn has come, it sends nothing."""
@@ -88,18 +101,22 @@ class _Session(SecureSession):
             self._turn.release()
 
     def _sealed(self, data: bytes) -> bytes:
+        plain = memoryview(data)
         parts: list[bytes] = []
         for start in range(0, len(data), MAX_PLAIN):
-            message = self._noise.encrypt(data[start : start + MAX_PLAIN])
+            message = self._sealing.encrypt_with_ad(None, plain[start : start + MAX_PLAIN])
             parts += len(message).to_bytes(LENGTH, "big"), message
         return b"".join(parts)
 
     async def _refill(self) -> None:
         """Have at least one byte of what came."""
-        if self._start < len(self._plain):
-            return
-        length = int.from_bytes(await self._exactly(LENGTH), "big")
-        self._plain, self._start = self._noise.decrypt(await self._exactly(length)), 0
+        length = int.from_bytes(self._pipe.take(LENGTH) or await self._exactly(LENGTH), "big")
+        sealed = self._pipe.take(length) or await self._exactly(length)
+        try:
+            self._plain = memoryview(self._opening.decrypt_with_ad(None, sealed))
+        except InvalidTag:
+            raise NoiseInvalidMessage("The peer sent what it did not seal.") from None
+        self._start = 0
         if not self._plain:
             raise ConnectionClosedError("The peer sent an empty message.", transport="tcp")
 

@@ -20,6 +20,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
+from llmesh.net.libp2p.lanes import Muxers
 from llmesh.net.libp2p.noise import Noise
 from llmesh.net.libp2p.transport import Tcp
 
@@ -59,6 +60,7 @@ def build_stack(
         disable_identify_address_discovery=True,
     )
     swarm = cast("Swarm", host.get_network())
+    swarm.upgrader.muxer_multistream = Muxers({TProtocol(YAMUX): Yamux})
     # A dead address is dead: whoever dialled decides when to try again.
     swarm.retry_config = RetryConfig(max_retries=0)
     return cast("BasicHost", host), swarm

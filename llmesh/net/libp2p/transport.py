@@ -40,21 +40,28 @@ class SocketPipe(ReadWriteCloser):
         self.closed = trio.Event()
         self._stream = stream
         self._remote = _remote_of(stream)
-        self._buffer = b""
+        self._buffer = memoryview(b"")
         self._start = 0
+
+    def take(self, n: int) -> memoryview | None:
+        """The next `n` bytes without a copy, None where not as many are buffered."""
+        start, end = self._start, self._start + n
+        if end > len(self._buffer):
+            return None
+        self._start = end
+        return self._buffer[start:end]
 
     async def read(self, n: int | None = None) -> bytes:
         """At most `n` bytes, all that is buffered for None, and b"" at the end.  Safe to cancel."""
         if n == 0:
             return b""
         if self._start == len(self._buffer):
-            self._buffer, self._start = await self._receive(), 0
-        end = len(self._buffer) if n is None else min(self._start + n, len(self._buffer))
-        piece = self._buffer[self._start : end]
-        self._start = end
-        return piece
+            self._buffer, self._start = memoryview(await self._receive()), 0
+        start, size = self._start, len(self._buffer)
+        self._start = end = size if n is None else min(start + n, size)
+        return bytes(self._buffer[start:end])
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | bytearray) -> None:
         """Send all of it, whatever is cancelled meanwhile.
 
         The socket dies after 5 s in which nothing went, and after 10 s in all.

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_pair
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import Transport
 
 from llmesh.core.ids import PeerId
 from llmesh.net.libp2p.host import Libp2pHost, open_libp2p_host
+from llmesh.net.libp2p.noise import Noise, Session
+from llmesh.net.libp2p.transport import SocketPipe
 
 Eventually: TypeAlias = Callable[[Callable[[], bool]], Awaitable[None]]
 OpenHosts: TypeAlias = Callable[[int], AbstractAsyncContextManager[list[Libp2pHost]]]
@@ -56,3 +64,37 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 def eventually() -> Eventually:
     """Wait at most 8 s for a condition that libp2p brings about in tasks of its own."""
     return wait_until
+
+
+_OURS, _THEIRS = create_new_key_pair(bytes(32)), create_new_key_pair(bytes([1] * 32))
+
+
+@asynccontextmanager
+async def open_two(*, dialled: bool = False) -> AsyncIterator[tuple[Any, Any, SocketPipe]]:
+    """A session of ours, which dialled or was dialled, libp2p's own at its other end, and that one's pipe."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    near = SocketPipe(await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]))
+    far = SocketPipe(await listener.accept())
+    await listener.aclose()
+    sessions = []
+
+    async def secure(kind: type[Transport], own: KeyPair, other: KeyPair, conn: RawConnection) -> None:
+        noise = kind(own, noise_privkey=create_new_noise_pair().private_key)
+        if conn.is_initiator:
+            sessions.append(await noise.secure_outbound(conn, ID.from_pubkey(other.public_key)))
+        else:
+            sessions.append(await noise.secure_inbound(conn))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(secure, Noise, _OURS, _THEIRS, RawConnection(near, not dialled))
+        nursery.start_soon(secure, Transport, _THEIRS, _OURS, RawConnection(far, dialled))
+    here, there = sorted(sessions, key=lambda session: not isinstance(session, Session))
+    yield here, there, far
+    await near.close()
+    await far.close()
+
+
+@pytest.fixture
+def two() -> Callable[..., AbstractAsyncContextManager[tuple[Any, Any, SocketPipe]]]:
+    """Open two sealed sessions over one socket, ours and libp2p's own."""
+    return open_two
