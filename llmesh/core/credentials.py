@@ -37,13 +37,16 @@ _REMEMBERED = 1024
 class Credentials:
     """This node's account on the ledger it belongs to; `sign_as_node` is Ed25519 under the binding's domain.
 
-    Times are seconds since 1970 (UTC).
+    `salt` (32 bytes) is that of the channels by which it is paid; a node that was restored from a backup
+    has another one, for it no longer knows what it signed on those of before.  Times are seconds since
+    1970 (UTC).
     """
 
     node: PeerId
     chain: Chain
     signer: Signer
     sign_as_node: Callable[[bytes], bytes]
+    salt: bytes = bytes(32)
     _terms: dict[Terms, tuple[SignedTerms, bytes]] = field(default_factory=dict)
 
     def binding(self, now: float) -> SignedBinding:

@@ -42,10 +42,11 @@ class Confirm:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """Yes, in the name of this account."""
+    """Yes, in the name of this account, by a channel of this salt (32 bytes)."""
 
     binding: SignedBinding
     terms: SignedTerms
+    salt: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ vouchers not yet claimed, receipts, that a key was revoked.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import closing, suppress
 from itertools import count
@@ -17,7 +18,7 @@ import apsw
 from llmesh.core.ids import PeerId
 from llmesh.errors import Conflict, ValidationFailed
 from llmesh.journal.faults import DISK_FAULTS, failed_backup, opening, reason
-from llmesh.journal.schema import check_identity, count_commits
+from llmesh.journal.schema import begin_anew, check_identity, count_commits
 
 __all__ = ["check_integrity", "restore", "verify_journal", "write_backup"]
 
@@ -52,7 +53,8 @@ def write_backup(db: apsw.Connection, path: Path, check_cancelled: Callable[[], 
 def restore(backup: Path, path: Path, owner: PeerId) -> Path | None:
     """Put a backup in the place of the journal; where the old one is kept, if there was one.
 
-    The caller holds the data directory, and does it again where it was interrupted.  Blocks.  Raises
+    What it takes up is not what the node was: see `begin_anew`.  The caller holds the data directory, and
+    does it again where it was interrupted.  Blocks.  Raises
     ValidationFailed for a backup that is damaged or none; Conflict if backup or journal are another
     node's or a newer program's, or if the journal has commits that came after the backup.  Then nothing
     is changed.
@@ -65,6 +67,9 @@ def restore(backup: Path, path: Path, owner: PeerId) -> Path | None:
             _check_replaceable(path, owner, count_commits(source))
         fresh = path.with_name(f"{path.name}.restored")
         write_backup(source, fresh, lambda: None)
+        with closing(apsw.Connection(str(fresh))) as copy:
+            copy.execute("PRAGMA fullfsync = ON; PRAGMA synchronous = FULL")
+            begin_anew(copy, owner, secrets.token_bytes(32))
     kept = _keep(path) if path.exists() else None
     fresh.replace(path)
     _sync_folder(path.parent)

@@ -11,7 +11,15 @@ import apsw
 from llmesh.core.ids import PeerId
 from llmesh.errors import Conflict, ValidationFailed
 
-__all__ = ["APPLICATION", "VERSION", "check_identity", "count_commits", "migrate"]
+__all__ = [
+    "APPLICATION",
+    "VERSION",
+    "begin_anew",
+    "channel_salt",
+    "check_identity",
+    "count_commits",
+    "migrate",
+]
 
 APPLICATION = 0x4C4C4D4A
 """SQLite's application id of a journal: the letters LLMJ."""
@@ -136,7 +144,11 @@ CREATE TABLE offer (
 ) STRICT;
 """
 
-_STEPS: tuple[str, ...] = (_FIRST, _WEBHOOKS, _OFFERS)
+_SALT = f"""
+ALTER TABLE journal ADD COLUMN salt BLOB NOT NULL DEFAULT x'{bytes(32).hex()}' CHECK (length(salt) = 32);
+"""
+
+_STEPS: tuple[str, ...] = (_FIRST, _WEBHOOKS, _OFFERS, _SALT)
 
 VERSION = len(_STEPS)
 """The version of the schema that this program writes."""
@@ -179,6 +191,28 @@ def count_commits(db: apsw.Connection) -> int:
     """How many transactions made this file what it is: a later history has more."""
     commits: int = db.execute("SELECT commits FROM journal").get
     return commits
+
+
+def channel_salt(db: apsw.Connection) -> bytes:
+    """32 bytes that channels carry by which this node is paid."""
+    found: bytes = db.execute("SELECT salt FROM journal").get
+    return found
+
+
+def begin_anew(db: apsw.Connection, owner: PeerId, salt: bytes) -> None:
+    """Let a copy of an earlier moment be used again though nobody knows what came after it.
+
+    What this node signed since on the channels of then is forgotten: it takes others from now on, by a
+    salt that was never used.  An operation that waited without its nonce may have been done meanwhile.
+    """
+    migrate(db, check_identity(db, owner), owner)
+    with db:
+        db.execute("UPDATE journal SET salt = ?", (salt,))
+        db.execute(
+            "UPDATE intent SET state = 'dead', last_error = ?"
+            " WHERE state = 'waiting' AND nonce IS NOT NULL AND reference = x''",
+            ("The journal was restored, and nobody knows whether this was done. Ask for it again if not.",),
+        )
 
 
 def _pragma(db: apsw.Connection, name: str) -> int:

@@ -186,7 +186,7 @@ class Payments:
 
     async def _resolve(self, tab: Tab) -> None:
         pause = SOON
-        while tab.doubtful and not tab.channel.broken:  # then what is held is as good as spent
+        while tab.doubtful and not tab.cheated:  # then what is held is as good as spent
             await trio.sleep(pause)
             pause = min(2 * pause, LONGEST)
             try:

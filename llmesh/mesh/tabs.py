@@ -64,6 +64,12 @@ AGREEMENT = 8.0
 """Seconds for a provider to say where a channel stands; its copy of the ledger may be a little behind."""
 
 
+LEFT = "Its provider was restored from a backup and is paid by another channel now."
+"""Why nothing more is authorised on a channel though nobody has cheated."""
+MOST_LEFT = 2
+"""Channels to one provider that may still hold money when it wants one more."""
+
+
 @dataclass(frozen=True, slots=True)
 class PaymentSettings:
     """A deposit covers `quotes` inferences; it is locked for `withdraw_delay` seconds once asked back.
@@ -92,6 +98,11 @@ class Tab:
     room: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     resolving: bool = False
     low_from: float = -math.inf
+
+    @property
+    def cheated(self) -> bool:
+        """Whether its provider has, so that nothing it says of the channel counts."""
+        return self.channel.broken not in ("", LEFT)
 
     def serves(self, session: Session | None, quote: Amount) -> bool:
         """Whether an attempt may be paid from it as it is, but for the window."""
@@ -127,17 +138,21 @@ class Tabs:
         self._deposits = Deposits(ledger, teller, settings.quotes)
         self._sessions = sessions
         self._tabs: dict[Address, Tab] = {}
+        self._left: list[Tab] = []
         self._turns: defaultdict[Address, trio.Lock] = defaultdict(trio.Lock)
 
     async def load(self) -> None:
         """Take up what the Journal has of this ledger's channels.  Raises TransactionFailed."""
         chain = self.credentials.chain
-        for row in await self._journal.read(all_channels, Side.PAYER):
+        rows = await self._journal.read(all_channels, Side.PAYER)
+        for row in sorted(rows, key=lambda row: row.broken != LEFT):
             if channel_id(row.config, chain) == row.id:
                 channel = PayerChannel(row.config, chain, row.deposit, row.payer_books)
                 channel.broken = row.broken
+                if (former := self._tabs.get(row.config.receiver)) is not None:
+                    self._left.append(former)
                 self._tabs[row.config.receiver] = Tab(row.peer, channel)
-        held = {tab.channel.id: tab for tab in self._tabs.values()}
+        held = {tab.channel.id: tab for tab in self._all()}
         for reservation in await self._journal.read(reservations):
             if reservation.channel in held:
                 held[reservation.channel].doubtful[reservation.attempt] = None
@@ -152,7 +167,7 @@ class Tabs:
 
     def doubtful(self) -> Iterator[Tab]:
         """Those with attempts of unknown outcome."""
-        return (tab for tab in list(self._tabs.values()) if tab.doubtful)
+        return (tab for tab in self._all() if tab.doubtful)
 
     def covers(self, candidate: Candidate) -> bool:
         """Whether what is deposited already pays for another inference there."""
@@ -161,7 +176,7 @@ class Tabs:
 
     def unknown(self, request: RequestId) -> list[AttemptId]:
         """Attempts at a request of which the outcome is not known."""
-        held = (attempt for tab in self._tabs.values() for attempt in tab.doubtful)
+        held = (attempt for tab in self._all() for attempt in tab.doubtful)
         return [attempt for attempt in held if attempt.request == request]
 
     async def receipts(self, request: RequestId) -> list[ReceiptRow]:
@@ -219,25 +234,61 @@ class Tabs:
     async def _prepare(self, candidate: Candidate, payee: Payee, window: float) -> None:
         with _bounded(candidate.peer_id, window):
             session = await self._sessions.to(candidate.peer_id, candidate.addresses)
-        tab = self._tabs.get(payee.account)
-        if tab is None:
-            await self._confirm(session, candidate, payee, window)
-            tab = self._tabs[payee.account] = await self._new(candidate, payee)
+        tab, salt = self._tabs.get(payee.account), None
+        if tab is not None and tab.cheated:
+            raise ValidationFailed(tab.channel.broken, peer_id=candidate.peer_id)
+        if tab is None or tab.session is not session:
+            salt = await self._confirm(session, candidate, payee, window)
+            if tab is None or tab.channel.config.salt != salt:
+                tab = self._tabs[payee.account] = await self._other(tab, candidate, payee, salt)
         tab.peer, tab.addresses = candidate.peer_id, candidate.addresses
         await self._look(tab)
         if tab.channel.deposit.balance and (tab.session is not session or not tab.channel.synced):
             await self._reconcile(tab, session)
-        if tab.channel.broken:
-            raise ValidationFailed(tab.channel.broken, peer_id=candidate.peer_id)
         if tab.channel.left < candidate.fee:
-            await self._confirm(session, candidate, payee, window)
+            if salt is None:
+                await self._confirm(session, candidate, payee, window)
             await self._deposits.cover(tab.channel, candidate.fee)
             await self._look(tab)
             tab.session = None  # the provider has yet to see it
             await self._reconcile(tab, session)
 
-    async def _confirm(self, session: Session, candidate: Candidate, payee: Payee, window: float) -> None:
-        """Have the provider itself stand by its offer, before any money moves."""
+    async def _other(self, tab: Tab | None, candidate: Candidate, payee: Payee, salt: bytes) -> Tab:
+        """A tab by which the provider is paid from now on, in the place of another if there is one."""
+        if tab is not None:
+            await self._leave(tab, candidate)
+        for known in self._left:
+            config = known.channel.config
+            if (config.receiver, config.salt) == (payee.account, salt):
+                if known.channel.broken:
+                    raise ValidationFailed(known.channel.broken, peer_id=candidate.peer_id)
+                self._left.remove(known)
+                return known
+        return await self._new(candidate, payee, salt)
+
+    async def _leave(self, tab: Tab, candidate: Candidate) -> None:
+        """Agree a last time, so that the provider can claim what it forgot; the rest is taken back."""
+        account, holding = tab.channel.config.receiver, 0
+        for former in self._left:
+            deposit = await self._deposits.seen(former.channel)
+            holding += former.channel.config.receiver == account and deposit.balance > deposit.claimed
+        if holding >= MOST_LEFT:
+            raise ValidationFailed("It wants another channel again and again.", peer_id=candidate.peer_id)
+        await self._look(tab)
+        if tab.channel.deposit.balance:
+            with _bounded(candidate.peer_id, AGREEMENT):
+                session = await self._sessions.to(candidate.peer_id, candidate.addresses)
+            await self._reconcile(tab, session)
+        tab.channel.broken = LEFT
+        self.backlog.add_books(tab.books)
+        self._left.append(tab)
+        tab.room.unpark_all()
+
+    def _all(self) -> list[Tab]:
+        return [*self._tabs.values(), *self._left]
+
+    async def _confirm(self, session: Session, candidate: Candidate, payee: Payee, window: float) -> bytes:
+        """Have the provider itself stand by its offer, before any money moves; the salt of its channels."""
         asked = Confirm(candidate.offer.model_id, payee.offer, candidate.fee)
         with _bounded(candidate.peer_id, window):
             said = await confirm(session, asked, window)
@@ -248,12 +299,13 @@ class Tabs:
                 candidate.peer_id, payee.account, payee.chain,
             ) or said.terms != payee.terms:  # fmt: skip
                 raise ValidationFailed("The provider confirms something else than it announced.")
+        return said.salt
 
-    async def _new(self, candidate: Candidate, payee: Payee) -> Tab:
+    async def _new(self, candidate: Candidate, payee: Payee, salt: bytes) -> Tab:
         """A tab, known to the Journal before anything is paid in; one that was forgotten is found again."""
-        own, nobody = self.credentials.signer.address, bytes(32)
+        own = self.credentials.signer.address
         token, delay = payee.chain.contract, self.settings.withdraw_delay
-        config = ChannelConfig(own, own, payee.account, payee.account, token, delay, nobody)
+        config = ChannelConfig(own, own, payee.account, payee.account, token, delay, salt)
         mark = channel_id(config, payee.chain)
         cell = await self._ledger.channel(mark)
         deposit = cell.deposit if cell else Deposit()

@@ -129,7 +129,8 @@ class Till:
 
     def confirm(self, offer: Offer, digest: bytes) -> Confirmed:
         """Stand by the terms of an offer.  Raises ModelNotFound for terms that are not its own."""
-        return Confirmed(self.credentials.binding(self._clock()), self._terms(offer, digest))
+        own = self.credentials
+        return Confirmed(own.binding(self._clock()), self._terms(offer, digest), own.salt)
 
     async def settle(self, bill: Bill) -> SignedReceipt:
         """Charge for the whole answer; the receipt, once it is durable.
@@ -191,6 +192,8 @@ class Till:
         account = await self._accounts.find(payment.channel)
         if account is None or account.peer != consumer.peer_id:
             raise InsufficientBalance("This node knows no such channel of yours; reconcile it first.")
+        if account.channel.config.salt != self.credentials.salt:
+            raise Conflict("This node was restored from a backup and is paid by another channel now.")
         mark, peer = payment.channel, consumer.peer_id
         row = await self._charges.find(peer, mark, attempt.id)
         voucher, stored = payment.voucher, row.signed if row else None

@@ -19,6 +19,7 @@ from llmesh.errors import MeshError, ValidationFailed
 from llmesh.gateway.keys import Keys, open_keys
 from llmesh.gateway.webhooks.courier import Courier, CourierSettings, open_courier
 from llmesh.journal.open import Journal, open_journal
+from llmesh.journal.schema import channel_salt
 from llmesh.ledger.log import LogLedger
 from llmesh.mesh.events import Events, MeshEvent
 from llmesh.mesh.metering import count
@@ -54,12 +55,13 @@ class Ground:
     log: LogLedger
     keys: Keys
     courier: Courier
+    salt: bytes
 
     @property
     def credentials(self) -> Credentials:
         """The account in this node's name."""
         sign = partial(crypto.sign, self.home.seed, binding.DOMAIN)
-        return Credentials(self.home.peer_id, self.log.chain, self.signer, sign)
+        return Credentials(self.home.peer_id, self.log.chain, self.signer, sign, self.salt)
 
 
 @asynccontextmanager
@@ -76,7 +78,8 @@ async def open_ground(config: NodeConfig, home: Home) -> AsyncIterator[Ground]:
         open_keys(journal, home.key_secret) as keys,
         open_courier(journal, events, callout, hours) as courier,
     ):
-        yield Ground(config, home, signer, meter, events, runtime, host, journal, log, keys, courier)
+        mark = await journal.read(channel_salt)
+        yield Ground(config, home, signer, meter, events, runtime, host, journal, log, keys, courier, mark)
 
 
 def worker_settings(config: NodeConfig) -> WorkerSettings:

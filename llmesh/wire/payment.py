@@ -69,7 +69,7 @@ def decode_question(data: bytes) -> Question:
 def encode_answer(answer: Answer) -> bytes:
     """The handler's message."""
     if isinstance(answer, Confirmed):
-        confirmed = pb.Confirmed(binding=answer.binding.packed, terms=answer.terms.packed)
+        confirmed = pb.Confirmed(binding=answer.binding.packed, terms=answer.terms.packed, salt=answer.salt)
         return pb.PaymentAnswer(confirmed=confirmed).SerializeToString()
     reconciled = pb.Reconciled(
         best=_packed(answer.best),
@@ -86,7 +86,9 @@ def decode_answer(data: bytes) -> Answer:
     match message.WhichOneof("kind"):
         case "confirmed":
             confirmed = message.confirmed
-            return Confirmed(read_binding(confirmed.binding), read_terms(confirmed.terms))
+            if len(confirmed.salt) != 32:
+                raise ValidationFailed("The salt of a channel takes 32 bytes.")
+            return Confirmed(read_binding(confirmed.binding), read_terms(confirmed.terms), confirmed.salt)
         case "reconciled":
             told = message.reconciled
             charged = tuple(read_receipt(packed) for packed in _few(told.charged))

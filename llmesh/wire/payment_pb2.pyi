@@ -51,12 +51,14 @@ class PaymentQuestion(_message.Message):
     def __init__(self, confirm: _Optional[_Union[Confirm, _Mapping]] = ..., reconcile: _Optional[_Union[Reconcile, _Mapping]] = ...) -> None: ...
 
 class Confirmed(_message.Message):
-    __slots__ = ("binding", "terms")
+    __slots__ = ("binding", "terms", "salt")
     BINDING_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     binding: bytes
     terms: bytes
-    def __init__(self, binding: _Optional[bytes] = ..., terms: _Optional[bytes] = ...) -> None: ...
+    salt: bytes
+    def __init__(self, binding: _Optional[bytes] = ..., terms: _Optional[bytes] = ..., salt: _Optional[bytes] = ...) -> None: ...
 
 class Reconciled(_message.Message):
     __slots__ = ("best", "last", "charged", "running")

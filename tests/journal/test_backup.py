@@ -13,11 +13,13 @@ import trio
 
 from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
 from llmesh.journal import backup as backups
+from llmesh.journal import schema
 from llmesh.journal.backup import restore
 from llmesh.journal.channels import AddChannel, find_channel
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal, open_journal
-from llmesh.journal.schema import VERSION
+from llmesh.journal.outbox import AddIntent, Intent, find_intent
+from llmesh.journal.schema import VERSION, channel_salt
 
 if TYPE_CHECKING:
     from tests.journal.conftest import Disk, Rows
@@ -182,3 +184,54 @@ async def test_foreign_newer_and_damaged_backups_are_refused(path: Path, copy: P
         db.close()
         with pytest.raises(Conflict, match="newer LLMESH"):
             restore(copy, path, rows.owner)
+
+
+async def test_a_restored_node_takes_channels_of_a_salt_that_was_never_used(
+    path: Path, copy: Path, rows: Rows
+) -> None:
+    await fill(path, rows, 3)
+    salts = []
+    async with open_journal(path, rows.owner) as journal:
+        await journal.backup(copy)
+        salts.append(await journal.read(channel_salt))
+    assert salts == [bytes(32)]
+    for _ in range(2):
+        path.unlink()
+        restore(copy, path, rows.owner)
+        async with open_journal(path, rows.owner) as journal:
+            salts.append(await journal.read(channel_salt))
+            assert await charges(journal, rows) == 3
+    assert len(set(salts)) == 3
+
+
+async def test_what_may_have_been_done_since_a_backup_is_not_done_a_second_time(
+    path: Path, copy: Path, rows: Rows
+) -> None:
+    """One that has its nonce is the same operation, whoever sends it; one that waits behind it is not."""
+    first = Intent("a", "ledger", "me", 0, b"first", 1.0, 1.0, reference=b"nonce")
+    second = Intent("b", "ledger", "me", 1, b"second", 1.0, 1.0)
+    hook = Intent("c", "webhook", "url", None, b"told", 1.0, 1.0)
+    async with open_journal(path, rows.owner) as journal:
+        await journal.commit(AddIntent(first), AddIntent(second), AddIntent(hook))
+        await journal.backup(copy)
+    path.unlink()
+    restore(copy, path, rows.owner)
+    async with open_journal(path, rows.owner) as journal:
+        states = [await journal.read(find_intent, name) for name in "abc"]
+        assert [intent and intent.state for intent in states] == ["waiting", "dead", "waiting"]
+
+
+async def test_a_backup_of_an_earlier_version_is_restored_too(
+    path: Path, copy: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(schema, "_STEPS", schema._STEPS[:3])
+        earlier.setattr(schema, "VERSION", 3)
+        async with open_journal(path, rows.owner) as journal:
+            await journal.commit(AddChannel(rows.channel()))
+            await journal.backup(copy)
+    path.unlink()
+    restore(copy, path, rows.owner)
+    async with open_journal(path, rows.owner) as journal:
+        assert await journal.read(channel_salt) != bytes(32)
+        assert await charges(journal, rows) == 0

@@ -373,8 +373,7 @@ async def test_an_attempt_that_was_charged_is_not_answered_for_another_input(
 async def test_an_attempt_id_is_good_for_one_channel_of_a_peer(shop: Shop, autojump_clock: MockClock) -> None:
     """Else what it asked for on the second would be shown to it and could not be charged."""
     await shop.serve(shop.attempt(1, shop.voucher(100)))
-    shop.config = shop.channel("ann", 1)
-    shop.id = channel_id(shop.config, CHAIN)
+    shop.take_other_channels(1)
     signed = sign_operation(
         signer("ann").address, 2, Deposit(shop.config, Amount(500)), CHAIN, signer("ann").sign
     )

@@ -56,7 +56,7 @@ requests = st.builds(SyncRequest, st.none() | vouchers, st.none() | receipts, lo
 questions = st.builds(Confirm, models, hashes, amounts) | st.builds(
     Reconcile, configs, st.just(BINDING), requests, amounts
 )
-answers = st.just(Confirmed(BINDING, TERMS)) | st.builds(
+answers = hashes.map(lambda salt: Confirmed(BINDING, TERMS, salt)) | st.builds(
     Sync,
     st.none() | vouchers,
     st.none() | receipts,

@@ -18,7 +18,8 @@ Keep it where others cannot read it: whoever has it is this node. Without it, a 
   account.key   its money: nobody can move the balance, the stake or the deposits any more
   journal.db    what peers owe for work not yet claimed, all receipts, the keys and their budgets
   ledger.db     the swarm's books, which other members have too, if there are any
-An old journal.db forgets what came after it; make backups often, and after each new key."""
+An old journal.db forgets what came after it; make backups often, and after each new key.
+Put it back by `llmesh restore` only, which keeps the node from signing twice for what it forgot."""
 
 
 @click.command("backup")
@@ -56,5 +57,6 @@ def _restored(told: dict[str, Any]) -> str:
     lines = [f"{told['path']} is node {told['node_id']} again."]
     if told["replaced"]:
         lines.append(f"The journal that was there is kept as {told['replaced']}.")
+    lines.append("Those who pay it open new channels by themselves, and remind it of what they owe.")
     lines.append("Never run two copies of one node: both would spend the same money.")
     return "\n".join(lines)

@@ -1,0 +1,178 @@
+"""A provider whose journal is an old backup again: what it signed since must not convict it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from llmesh.core.amount import Amount
+from llmesh.core.evidence import Equivocation, convict
+from llmesh.core.exchange import Completed
+from llmesh.core.operations import Deposit, sign_operation
+from llmesh.core.receipt import SignedReceipt
+from llmesh.errors import Conflict, MeshError, ValidationFailed
+from llmesh.journal.channels import all_channels, reservations
+from llmesh.journal.columns import Side
+from llmesh.journal.schema import begin_anew, channel_salt
+from llmesh.mesh.settlement import Settlement, SettlementSettings
+from llmesh.mesh.tabs import LEFT
+from llmesh.mesh.teller import Teller
+from llmesh.mesh.withdrawal import Withdrawal, WithdrawalSettings
+from tests.mesh.conftest import clock
+from tests.mesh.journals import QuickJournal
+from tests.mesh.people import CHAIN, peer, signer
+from tests.mesh.shop import FEE, Shop
+from tests.mesh.test_payments import charged, hang_up, request, second_life, spent
+
+if TYPE_CHECKING:
+    from tests.mesh.conftest import Mesh, Node
+
+OpenMesh: TypeAlias = "Callable[[], AbstractAsyncContextManager[Mesh]]"
+MESH = Amount.parse
+
+
+def copied(journal: QuickJournal, owner: str) -> QuickJournal:
+    copy = QuickJournal(peer(owner))
+    with copy.db.backup("main", journal.db, "main") as run:
+        run.step(-1)
+    return copy
+
+
+async def receipt(shop: Shop, number: int) -> SignedReceipt:
+    [*_, last] = await shop.serve(shop.attempt(number, shop.voucher(100 * number)))
+    assert isinstance(last, Completed)
+    assert last.receipt is not None
+    return last.receipt
+
+
+async def test_an_attempt_that_a_restored_provider_forgot_is_not_signed_again(
+    autojump_clock: MockClock,
+) -> None:
+    shop = Shop()
+    await shop.open()
+    await receipt(shop, 1)
+    backup = copied(shop.journal, "shop")
+    first = await receipt(shop, 2)
+
+    shop.journal = copied(backup, "shop")
+    shop.now += 5
+    shop.restart()
+    await shop.deploy()
+    await shop.reconcile()
+    second = await receipt(shop, 2)
+    assert convict(Equivocation(first, second), CHAIN) == shop.own.signer.address, "a mere copy convicts it"
+
+    shop.journal = backup
+    begin_anew(backup.db, peer("shop"), b"s" * 32)
+    shop.restart()
+    await shop.deploy()
+    shop.till.credentials = replace(shop.own, salt=channel_salt(backup.db))
+    await shop.reconcile()
+    for number in (2, 3):
+        with pytest.raises(Conflict, match="another channel"):
+            await receipt(shop, number)
+    assert await shop.charged() == 100
+
+
+async def test_on_a_channel_of_its_present_salt_it_is_paid(autojump_clock: MockClock) -> None:
+    shop = Shop()
+    await shop.open()
+    shop.take_other_channels(7)
+    deposit = Deposit(shop.config, Amount(500))
+    ann = signer("ann")
+    await shop.ledger.submit(sign_operation(ann.address, 2, deposit, CHAIN, ann.sign))
+    await shop.reconcile()
+    assert (await receipt(shop, 1)).charge.price == FEE
+
+
+async def restore(bob: Node, backup: QuickJournal, mark: bytes) -> None:
+    """Let a node be as after a restore and a start."""
+    with bob.journal.db.backup("main", backup.db, "main") as run:
+        run.step(-1)
+    begin_anew(bob.journal.db, bob.peer_id, mark)
+    bob.till._accounts._accounts.clear()
+    bob.till._charges._known.clear()
+    bob.till._charges._complete = False
+    bob.till.credentials = replace(bob.till.credentials, salt=channel_salt(bob.journal.db))
+    for session in bob.sessions.live():
+        session.close()
+    await trio.sleep(1)
+
+
+async def test_payers_go_over_to_another_channel_and_nobody_loses_anything(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        await ann.router.infer(request())
+        backup = copied(bob.journal, "bob")
+        for _ in range(4):
+            await ann.router.infer(request())
+        await restore(bob, backup, b"1" * 32)
+        result = await ann.router.infer(request())
+        assert result.receipt is not None
+        assert (result.receipt.charge.sequence, result.receipt.charge.cumulative) == (1, MESH("0.1"))
+        assert charged(bob) == MESH("0.6"), "it was reminded of what it had forgotten"
+        await trio.sleep(1)
+        rows = {row.config.salt: row for row in await ann.journal.read(all_channels, Side.PAYER)}
+        assert {salt: row.broken for salt, row in rows.items()} == {bytes(32): LEFT, b"1" * 32: ""}
+        await settle(mesh, ann, bob)
+        left = await mesh.ledger.channel(rows[bytes(32)].id)
+        assert left is not None
+        assert (left.deposit.withdrawing, left.deposit.claimed) == (MESH(10), MESH("0.5"))
+        assert await ann.journal.read(reservations) == []
+        async with second_life(ann, mesh) as (router, tabs):
+            await router.infer(request())
+            assert len(tabs._left) == 1
+
+
+async def settle(mesh: Mesh, ann: Node, bob: Node) -> None:
+    """The payer asks back what is left, and the provider claims what it earned meanwhile."""
+    tellers = [Teller(mesh.ledger, node.journal, node.credentials.signer, clock) for node in (ann, bob)]
+    settings = WithdrawalSettings(clock=clock)
+    await Withdrawal(ann.journal, mesh.ledger, tellers[0], settings).withdraw()
+    await Settlement(bob.journal, mesh.ledger, tellers[1], SettlementSettings(clock=clock)).settle()
+
+
+async def test_what_was_in_flight_when_it_went_down_is_found_out(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        await ann.router.infer(request())
+        backup = copied(bob.journal, "bob")
+        bob.runtime.delay = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang_up, bob, 0.5)
+            with pytest.raises(MeshError):
+                await ann.router.infer(request())
+        await restore(bob, backup, b"1" * 32)
+        bob.runtime.delay = 0.0
+        await ann.router.infer(request())
+        await trio.sleep(5)
+        assert list(ann.payments.tabs.doubtful()) == []
+        assert await ann.journal.read(reservations) == []
+        assert spent(ann) == MESH("0.1")
+
+
+async def test_a_provider_that_wants_ever_new_channels_does_not_get_them(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        for mark in (1, 2):
+            await ann.router.infer(request())
+            await restore(bob, copied(bob.journal, "bob"), bytes((mark,)) * 32)
+        await ann.router.infer(request())
+        await restore(bob, copied(bob.journal, "bob"), b"3" * 32)
+        with pytest.raises(ValidationFailed, match="again and again"):
+            await ann.router.infer(request())
