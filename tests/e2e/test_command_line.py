@@ -178,7 +178,8 @@ def test_a_signal_during_the_start_is_no_traceback(mesh: Mesh) -> None:
     for delay in (0.1, 0.6, 1.2):
         node = mesh.start(f"early-{delay}", "--demo")
         time.sleep(delay)
-        assert node.stop() == 0, node.said()
+        # Python itself takes a while to start; until then a signal is the system's matter.
+        assert node.stop() in (0, -signal.SIGTERM), node.said()
         assert "Traceback" not in node.said()
 
 

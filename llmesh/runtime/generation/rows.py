@@ -176,7 +176,7 @@ class InPlaceRows(SharedRows):
     """For GroupQueryAttention: past and present are one buffer, the mask's row sums are the lengths."""
 
     def _columns(self) -> int:
-        return columns_for(max(1, int(self._reserved[: self.count].max(initial=1))))
+        return columns_for(max(1, int(np.max(self._reserved[: self.count], initial=1))))
 
     def _mask_at(self, lengths: Array) -> Array:
         columns = np.arange(self._cache.shape[3])
@@ -207,7 +207,7 @@ class AppendedRows(SharedRows):
         self._out = self._cache
 
     def _columns(self) -> int:
-        return columns_for(int(self._lengths[: self.count].max(initial=0)) + 1)
+        return columns_for(int(np.max(self._lengths[: self.count], initial=0)) + 1)
 
     def _mask_at(self, lengths: Array) -> Array:
         columns = self._cache.shape[3]

@@ -35,12 +35,6 @@ async def joined(hosts):
     return hosts
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    """A young network answers at once or never."""
-    monkeypatch.setattr(dht_module, "CALL_SECONDS", 0.5)
-
-
 async def test_an_announcement_is_found_by_all(open_hosts):
     async with open_hosts(4) as hosts:
         *_, provider = await joined(hosts)
@@ -78,10 +72,12 @@ async def test_a_holder_keeps_its_copy_when_the_network_has_none(open_hosts):
         assert holder.dht._kad.value_store.get(value_key(provider.peer_id).encode()).value == record
 
 
-async def test_put_alone_or_of_an_old_record_says_no(open_hosts, impatient):
+async def test_put_alone_or_of_an_old_record_says_no(open_hosts, monkeypatch):
     async with open_hosts(3) as hosts:
         alone = hosts[0]
-        assert not await alone.dht.put(alone.peer_id, announcement(alone.peer_id, 1))
+        with monkeypatch.context() as impatient:
+            impatient.setattr(dht_module, "CALL_SECONDS", 0.5)
+            assert not await alone.dht.put(alone.peer_id, announcement(alone.peer_id, 1))
         *_, provider = await joined(hosts)
         assert await provider.dht.put(provider.peer_id, announcement(provider.peer_id, 5))
         assert not await provider.dht.put(provider.peer_id, announcement(provider.peer_id, 4))
