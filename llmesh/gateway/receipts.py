@@ -61,6 +61,7 @@ def receipts_routes(wallet: Wallet) -> tuple[Route, ...]:
 async def get_receipts(wallet: Wallet, request: Request) -> Response:
     """Tell the receipts of a request; who knows its id may see them."""
     id = request_id(request.variable("id"))
+    await wallet.catch_up()
     rows = await wallet.journal.read(receipts_of, id)
     if not rows:
         raise no_receipt(id)

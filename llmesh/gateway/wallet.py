@@ -7,7 +7,7 @@ and to keys that were given the scope `wallet`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,14 +52,22 @@ MOST_SENT = 100
 _DAY = 86_400
 
 
+async def _nothing_waits() -> None:
+    """All is written down already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wallet:
-    """Where one node's money is written down; `names` tells a model's name if an offer of it is known."""
+    """Where one node's money is written down; `names` tells a model's name if an offer of it is known.
+
+    `catch_up` writes down what waits for it, such as the receipt of the answer that was given just now.
+    """
 
     journal: Journal
     ledger: Ledger
     account: Address
     names: Callable[[ModelId], str]
+    catch_up: Callable[[], Awaitable[None]] = _nothing_waits
 
 
 def wallet_route(wallet: Wallet, path: str = "/api/v1/wallet", scope: Scope = Scope.WALLET) -> Route:
@@ -81,6 +89,7 @@ def wallet_routes(wallet: Wallet) -> tuple[Route, ...]:
 async def get_wallet(wallet: Wallet, request: Request) -> Response:
     """Tell how the money stands."""
     days = decode_query(request.query_string, WalletQuery).days
+    await wallet.catch_up()
     account = await wallet.ledger.account(wallet.account)
     doubts = await wallet.journal.read(reservations)
     since = (time.time() // _DAY - (days - 1)) * _DAY
@@ -106,6 +115,7 @@ async def get_wallet(wallet: Wallet, request: Request) -> Response:
 async def get_explanation(wallet: Wallet, request: Request) -> Response:
     """Tell what a request cost, and why.  Raises NotFound for one that nothing is known of."""
     id = request_id(decode_query(request.query_string, ExplainQuery).id)
+    await wallet.catch_up()
     rows = await wallet.journal.read(receipts_of, id)
     doubts = [row for row in await wallet.journal.read(reservations) if row.attempt.request == id]
     if not rows and not doubts:

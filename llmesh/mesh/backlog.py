@@ -34,6 +34,7 @@ class Backlog:
         self._journal = journal
         self._changes: list[Change] = []
         self._books: dict[ChannelId, RecordPayerBooks] = {}
+        self._writing = trio.Lock()
 
     def add(self, *changes: Change) -> None:
         """Write these soon, after all that was added before."""
@@ -47,13 +48,24 @@ class Backlog:
         """Write what there is, every half a second, until cancelled."""
         while True:
             await trio.sleep(PERIOD)
-            try:
-                await self.flush()
-            except TransactionFailed as error:
-                log.warning("what was spent is not written down yet: %s", error.message)
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Write what there is, for whoever is about to read it; a disk that takes none is logged."""
+        try:
+            await self.flush()
+        except TransactionFailed as error:
+            log.warning("what was spent is not written down yet: %s", error.message)
 
     async def flush(self) -> None:
-        """Write what there is.  Raises TransactionFailed; then, or when cancelled, it goes on waiting."""
+        """Write what there is, after a write that is under way.
+
+        Raises TransactionFailed; then, or when cancelled, it goes on waiting.
+        """
+        async with self._writing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         changes, books = self._changes, self._books
         if not changes and not books:
             return

@@ -6,6 +6,7 @@ MeshNode.  What reads them is `sources`; this module knows no file and no enviro
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,7 +20,7 @@ from llmesh.gateway.rates import Rates
 from llmesh.node import values
 from llmesh.node.values import Deployment, Replication
 
-__all__ = ["OPTIONS", "NodeConfig", "NodeOptions", "Option", "default_data_dir"]
+__all__ = ["OPTIONS", "NodeConfig", "NodeOptions", "Option", "data_dir_option", "default_data_dir"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ def default_data_dir() -> Path:
     from platformdirs import user_data_path  # loaded only where no folder is given
 
     return user_data_path("llmesh", appauthor=False)
+
+
+def data_dir_option(folder: Path) -> str:
+    """What a command needs, with a space before it, to mean that data directory; nothing for the default."""
+    return "" if folder == default_data_dir() else f" --data-dir {shlex.quote(str(folder))}"
 
 
 _NOTHING = Amount(0)

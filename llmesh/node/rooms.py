@@ -141,6 +141,7 @@ def _rooms(ground: Ground, trade: _Trade, discovery: Discovery, shelf: Shelf, pa
         events=ground.events,
         meter=ground.meter,
         courier=ground.courier,
+        backlog=payments.tabs.backlog,
         host=host,
         journal=ground.journal,
         keys=ground.keys,

@@ -34,6 +34,7 @@ from llmesh.journal.channels import earned
 from llmesh.journal.open import Journal
 from llmesh.journal.purse import DurablePurse
 from llmesh.mesh.announcer import Announcer
+from llmesh.mesh.backlog import Backlog
 from llmesh.mesh.discovery import Discovery
 from llmesh.mesh.download import Progress, Report
 from llmesh.mesh.events import Events, TransferProgressed
@@ -68,6 +69,7 @@ class Rooms:
     events: Events
     meter: Meter
     courier: Courier
+    backlog: Backlog
     host: Host
     journal: Journal
     keys: Keys
@@ -132,7 +134,8 @@ class Node:
     def wallet(self) -> Wallet:
         """Where its money is written down."""
         rooms = self._rooms
-        return Wallet(rooms.journal, rooms.swarm.ledger, rooms.swarm.signer.address, self._name_of)
+        ledger, account = rooms.swarm.ledger, rooms.swarm.signer.address
+        return Wallet(rooms.journal, ledger, account, self._name_of, rooms.backlog.catch_up)
 
     def _name_of(self, model: ModelId) -> str:
         """What a model is called, if an offer of it is known."""

@@ -121,6 +121,20 @@ async def test_it_shows_what_there_is(app: QuartTrio) -> None:
     assert len(longer["spending"]) == 2
 
 
+async def test_what_waits_to_be_written_is_told_too(journal: Journal) -> None:
+    paid = receipt(PAID, Charge(ID, 3, Amount(1), Amount(30)), time.time(), b"t" * 32)
+
+    async def catch_up() -> None:
+        await journal.commit(StoreReceipt(ReceiptRow(Side.PAYER, PEER, paid)))
+
+    ledger = MemoryLedger(GENESIS, SIGN[ISSUER], trio.current_time)
+    wallet = Wallet(journal, ledger, ALICE, str, catch_up)
+    app = application(receipts_routes(wallet), GatewaySettings(Gate(guard=None)))
+    status, told = await ask(app, f"/api/v1/receipts/{PAID}")
+    assert status == 200
+    assert len(told["receipts"]) == 1
+
+
 async def test_it_is_told_over_the_network_too_but_not_to_every_key(app: QuartTrio) -> None:
     assert await ask(app, "/api/v1/wallet") == await ask(app, "/owner/wallet")
     wallet: Any = None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import shlex
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from llmesh.errors import MeshError
-from llmesh.node.config import NodeConfig
+from llmesh.errors import MeshError, Unauthorized
+from llmesh.node.config import NodeConfig, data_dir_option
 from llmesh.node.sources import configure
 
 if TYPE_CHECKING:
@@ -67,14 +68,21 @@ class Asked:
             raise click.UsageError(f"{url!r} is not the URL of a gateway, such as http://localhost:8080.")
         return url or None
 
+    @property
+    def again(self) -> str:
+        """What another command needs, with a space before it, to mean the same node."""
+        return f" --url {shlex.quote(self.gateway)}" if self.gateway else data_dir_option(self.folder)
+
     @asynccontextmanager
     async def desk(self) -> AsyncIterator[Desk]:
         """The node's routes, as JSON."""
         from llmesh.node.desk import OWNER_URL, desk_at, running_socket
 
         if self.gateway:
-            async with desk_at(self.gateway, self.key or os.environ.get("LLMESH_KEY")) as desk:
-                yield desk
+            key = self.key or os.environ.get("LLMESH_KEY")
+            with _asking_for_a_key(key):
+                async with desk_at(self.gateway, key) as desk:
+                    yield desk
             return
         from llmesh_sdk.transport import socket_door
 
@@ -89,11 +97,24 @@ class Asked:
         from llmesh.node.desk import running_socket
 
         if self.gateway:
-            async with MeshClient(self.gateway, self.key) as client:
-                yield client
+            key = self.key or os.environ.get("LLMESH_KEY")
+            with _asking_for_a_key(key):
+                async with MeshClient(self.gateway, key) as client:
+                    yield client
             return
         async with running_socket(self.folder) as path, MeshClient(uds=path) as client:
             yield client
+
+
+@contextmanager
+def _asking_for_a_key(key: str | None) -> Iterator[None]:
+    """Who gave none is told how."""
+    try:
+        yield
+    except Unauthorized as error:
+        if key:
+            raise
+        raise Unauthorized(f"{error.message} A key is given by --key or LLMESH_KEY.") from error
 
 
 class Value(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click only

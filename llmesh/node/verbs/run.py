@@ -22,15 +22,10 @@ if TYPE_CHECKING:
     from llmesh_sdk import InferenceResult
     from llmesh_sdk.stream import InferenceStream
 
-    from llmesh.node.desk import Desk
-
 __all__ = ["run"]
 
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but for tab and line feed."""
-
-LOOKS, PAUSE = 8, 0.25
-"""How often, and after how many seconds, a receipt is looked for that should be there."""
 
 
 def _values(text: str) -> dict[str, Any]:
@@ -171,23 +166,11 @@ async def _summary(asked: Asked, result: InferenceResult) -> str:
 
 
 async def _receipt(asked: Asked, result: InferenceResult) -> str:
-    async with asked.desk() as desk:
-        told = await _receipts(desk, result.request_id, LOOKS if result.fee else 1)
-    if not told:
+    try:
+        async with asked.desk() as desk:
+            told = await desk.get(f"/api/v1/receipts/{result.request_id}")
+    except NotFound:
         return "no receipt" if result.fee else "no receipt was kept, as nothing was charged"
-    genuine = all(row["charge"]["genuine"] for row in told)
-    return f"receipt {'genuine' if genuine else 'NOT GENUINE'}; `llmesh explain {result.request_id}` shows it"
-
-
-async def _receipts(desk: Desk, request: str, looks: int) -> list[dict[str, Any]]:
-    """What the node has written down; it does so a moment after the answer."""
-    import trio
-
-    for left in reversed(range(looks)):
-        try:
-            told: list[dict[str, Any]] = (await desk.get(f"/api/v1/receipts/{request}"))["receipts"]
-            return told
-        except NotFound:
-            if left:
-                await trio.sleep(PAUSE)
-    return []
+    genuine = all(row["charge"]["genuine"] for row in told["receipts"])
+    explain = f"llmesh explain {result.request_id}{asked.again}"
+    return f"receipt {'genuine' if genuine else 'NOT GENUINE'}; `{explain}` shows it"
