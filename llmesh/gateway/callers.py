@@ -62,8 +62,8 @@ class Caller:
         """Raises Unauthorized unless this caller may do that."""
         if scope not in self.scopes:
             raise Unauthorized(
-                f"The key {self.name} does not have the scope {scope}; its owner makes one that has:"
-                f" llmesh keys create --name NAME --scopes {scope}"
+                f"The key {self.name} does not have the scope {scope}; the node's owner makes one that has:"
+                f" `llmesh keys create --name NAME --scopes {scope}`."
             )
 
     def count(self, what: Counted, cost: int = 1) -> None:

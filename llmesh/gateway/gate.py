@@ -84,7 +84,7 @@ class Gate:
         if key is None:
             raise Unauthorized(
                 "This gateway asks for a key: send it as `Authorization: Bearer llmesh_...`."
-                f" The node's owner makes one with: {_CREATE}"
+                f" The node's owner makes one: `{_CREATE}`."
             )
         row = keys.find(key)
         scopes = frozenset(scope for scope in GRANTS if scope in row.scopes)

@@ -44,7 +44,9 @@ class Guard:
         host = request.headers.get("Host", "").lower()
         name = _without_port(host)
         if name not in self.hosts and not (self.any_address and _is_address(name)):
-            raise Unauthorized(f"This node does not answer to the host {host[:80]!r}.")
+            raise Unauthorized(
+                f"This node does not answer to the host {host[:80]!r}; --allow-host names more."
+            )
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise Unauthorized(f"Pages of {origin[:80]!r} may not use this node.")

@@ -13,7 +13,7 @@ from llmesh.core.announcement import Offer
 from llmesh.core.ids import PeerId
 from llmesh.core.model import TEXT_CLASSIFICATION
 from llmesh.gateway.status import NodeStatus
-from llmesh.node.config import default_data_dir
+from llmesh.node.config import data_dir_option
 
 __all__ = ["banner", "reachability_line"]
 
@@ -28,7 +28,7 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer], home: Path, ha
         "node id": [str(status.node_id)],
         "addresses": [f"{address}/p2p/{status.node_id}" for address in status.addresses],
         "reachable": ["not known yet; the first peers are asked to dial back"],
-        "gateway": [f"{url}  (its documentation: {url}/docs)"],
+        "gateway": [f"{url}  (open it in a browser; {url}/docs describes its routes)"],
         "models": [_offer(offer) for offer in offers] or ["none of its own; --deploy PATH serves one"],
         "workers": _workers(status),
         "stake": [f"{status.stake} MESH"],
@@ -38,7 +38,15 @@ def banner(status: NodeStatus, url: str, offers: Sequence[Offer], home: Path, ha
         lines += [*_keyed(home, has_keys), ""]
     for name, values in rows.items():
         lines += [f"  {name if n == 0 else '':<10} {value}" for n, value in enumerate(values)]
-    lines += ["", "Try it:", f"  {_try(url, offers)}", "", *_join(status, home), "Stop it with Ctrl-C."]
+    keyed = has_keys or not url.startswith(_LOOPBACK)
+    lines += [
+        "",
+        "Try it:",
+        f"  {_try(url, offers, keyed)}",
+        "",
+        *_join(status, home),
+        "Stop it with Ctrl-C.",
+    ]
     return "\n".join(lines)
 
 
@@ -72,8 +80,8 @@ def _offer(offer: Offer) -> str:
     return f"{offer.card.name}:{offer.card.version}  {fee}  {offer.task}"
 
 
-def _try(url: str, offers: Sequence[Offer]) -> str:
-    curl = "curl -s" if url.startswith(_LOOPBACK) else "curl -s -H 'authorization: Bearer KEY'"
+def _try(url: str, offers: Sequence[Offer], keyed: bool) -> str:
+    curl = "curl -s -H 'authorization: Bearer KEY'" if keyed else "curl -s"
     texts = [offer.card.name for offer in offers if offer.task == TEXT_CLASSIFICATION]
     if not texts:
         return f"{curl} {url}/api/v1/models"
@@ -93,9 +101,8 @@ def _join(status: NodeStatus, home: Path) -> list[str]:
     if not status.addresses:
         return []
     credit = " --credit 5000" if status.swarm and status.swarm.issuer else ""  # a member can give none
-    which = "" if home == default_data_dir() else f" --data-dir {shlex.quote(str(home))}"
     return [
         "Another machine joins by the line that this prints, as the value of its --join:",
-        f"  {_program()} invite{credit}{which}",
+        f"  {_program()} invite{credit}{data_dir_option(home)}",
         "",
     ]

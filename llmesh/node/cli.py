@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from typing import NoReturn
 
 import click
 
 from llmesh import __version__
-from llmesh.errors import MeshError
+from llmesh.errors import MeshError, NodeUnreachable
 from llmesh.node.config import OPTIONS, NodeConfig, Option
 from llmesh.node.faults import StartRefused
 from llmesh.node.sources import configure, variable
@@ -54,6 +55,8 @@ def command(arguments: list[str] | None = None, name: str = "python -m llmesh.no
     except StartRefused as fault:
         _refuse(str(fault))
     except MeshError as fault:
+        if isinstance(fault, NodeUnreachable) and not fault.remote:
+            _refuse(fault.message)  # nobody was there to be asked
         _refuse(f"[{fault.code} {fault.name}] {fault.message} {fault.next_step}", 1)
     except BrokenPipeError:  # whoever read has read enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -136,7 +139,7 @@ def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
-def _refuse(line: str, code: int = 2) -> None:
+def _refuse(line: str, code: int = 2) -> NoReturn:
     click.echo(f"llmesh: {line}", err=True)
     sys.exit(code)
 

@@ -13,6 +13,7 @@ import httpx2
 from llmesh_sdk.transport import Door, Transport, socket_door
 
 from llmesh.errors import NodeUnreachable
+from llmesh.node.config import data_dir_option
 from llmesh.node.faults import StartRefused
 from llmesh.node.home import IDENTITY
 from llmesh.node.owner import fitting_path
@@ -79,7 +80,8 @@ async def running_socket(folder: Path) -> AsyncIterator[str]:
     """
     async with _socket(folder) as path:
         if path is None:
-            raise NodeUnreachable(f"The node in {folder} does not run; start it with `llmesh start`.")
+            start = f"llmesh start{data_dir_option(folder)}"
+            raise NodeUnreachable(f"The node in {folder} does not run; start it with `{start}`.")
         yield path
 
 

@@ -19,19 +19,25 @@ _SHORT = 24
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
-    """Rows under their heads; a column whose head has MESH is set to the right.
+    """Rows under their heads; a column of numbers, or whose head has MESH, is set to the right.
 
     Where the terminal is too narrow, long columns such as ids are folded and the others are not.
     """
     lines = list(rows)
     shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head, *cells in zip(heads, *lines, strict=True):
-        justify: Literal["right", "left"] = "right" if "MESH" in head else "left"
+        justify: Literal["right", "left"] = (
+            "right" if "MESH" in head or all(map(_is_number, cells)) else "left"
+        )
         short = max(map(len, (head, *cells))) <= _SHORT
         shown.add_column(head, justify=justify, overflow="fold", no_wrap=short)
     for row in lines:
         shown.add_row(*(Text(cell) for cell in row))  # what others have named must not be read as markup
     return _text(shown)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdecimal()
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:

@@ -283,5 +283,5 @@ def test_bad_verbs_are_refused(config: NodeConfig) -> None:
     trio.run(start_once, config)
     with pytest.raises(ValidationFailed):
         invoke(config, "keys", "create", "--name", "a", "--scopes", "all")
-    with pytest.raises(NodeUnreachable, match="llmesh start"):
+    with pytest.raises(NodeUnreachable, match=f"`llmesh start --data-dir {config.data_dir}`"):
         invoke(config, "invite")

@@ -79,7 +79,8 @@ def test_the_banner_says_who_needs_a_key_and_how_to_make_one() -> None:
     assert make in banner(STATUS, "http://0.0.0.0:1", [], home, False)
     assert make not in banner(STATUS, "http://0.0.0.0:1", [], home, True)
     assert "asks every caller for a key" in banner(STATUS, "http://0.0.0.0:1", [], home, True)
-    assert "key" not in banner(STATUS, "http://127.0.0.1:1", [], home, False)
+    assert "key" not in banner(STATUS, "http://127.0.0.1:1", [], home, False).lower()
+    assert "Bearer KEY" in banner(STATUS, "http://127.0.0.1:1", [], home, True)
 
 
 def test_reachability_in_words() -> None:

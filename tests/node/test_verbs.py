@@ -27,7 +27,6 @@ from llmesh.node.cli import command, main
 from llmesh.node.tables import table
 from llmesh.node.verbs import VERBS, money
 from llmesh.node.verbs.asked import Asked
-from llmesh.node.verbs.run import LOOKS
 from llmesh.node.verbs.view import lasting
 
 run_module = importlib.import_module("llmesh.node.verbs.run")  # the package has a verb of that name
@@ -202,22 +201,59 @@ def receipt(*, genuine: bool) -> tuple[int, Any]:
 @pytest.mark.parametrize(
     ("fee", "answers", "line"),
     [
-        ("0.5", [MISSING, MISSING, receipt(genuine=True)], "receipt genuine; `llmesh"),
+        ("0.5", [receipt(genuine=True)], "receipt genuine; `llmesh explain r --url http://127.0.0.1:"),
         ("0.5", [receipt(genuine=False)], "receipt NOT GENUINE"),
-        ("0.5", [MISSING] * LOOKS, "no receipt"),
+        ("0.5", [MISSING], "no receipt"),
         ("0", [MISSING], "no receipt was kept, as nothing was charged"),
     ],
 )  # fmt: skip
-async def test_a_receipt_is_waited_for(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, fee: str, answers: list[tuple[int, Any]], line: str
+async def test_a_receipt_is_told_of(
+    gateway: Gateway, fee: str, answers: list[tuple[int, Any]], line: str
 ) -> None:
-    monkeypatch.setattr(run_module, "PAUSE", 0.001)
     gateway.later["GET /api/v1/receipts/r"] = answers
     result = InferenceResult({}, "m", ModelId(ID), Amount.parse(fee), PeerId(OTHER), 12.4, RequestId("r"))
     told = await run_module._summary(Asked(url=gateway.url), result)
     price = "free" if fee == "0" else "0.5 MESH"
     assert told.startswith(f"m by {OTHER}: {price}, 12 ms\nrequest r: {line}")
     assert not gateway.later["GET /api/v1/receipts/r"]
+
+
+def test_who_gives_no_key_is_told_how(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    gateway.answers["GET /api/v1/status"] = (401, {"code": 4001, "detail": "It asks for a key."})
+    code, line = refused(capsys, "status", "--url", gateway.url)
+    assert code == 1
+    assert "It asks for a key. A key is given by --key or LLMESH_KEY." in line
+    assert "--key" not in refused(capsys, "status", "--url", gateway.url, "--key", "llmesh_k")[1]
+    gateway.answers["GET /ws"] = gateway.answers["GET /api/v1/status"]
+    assert "by --key" in refused(capsys, "run", "m", "x", "--url", gateway.url)[1]
+
+
+def test_where_nobody_is_there_to_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = refused(capsys, "status", "--url", "http://127.0.0.1:1")
+    assert code == 2
+    assert line.startswith("llmesh: No node answers at http://127.0.0.1:1")
+    assert "another provider" not in line
+
+
+def test_what_the_node_says_of_others_is_its_answer(
+    gateway: Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.answers["GET /api/v1/status"] = (503, {"code": 2002, "detail": "No provider answered."})
+    code, line = refused(capsys, "status", "--url", gateway.url)
+    assert (code, line.startswith("llmesh: [2002 NodeUnreachable] No provider")) == (1, True)
+
+
+def test_a_node_elsewhere_explains_by_its_receipts(gateway: Gateway) -> None:
+    charge = {
+        "attempt": 1, "side": "payer", "peer": OTHER, "provider": "0xab", "model_id": ID, "model": "m",
+        "execution": "fp32-strict", "price": 0.5, "channel": "cd", "sequence": 2, "cumulative": 0.75,
+        "issued": "2026-01-01T00:00:00Z", "offer": "", "input_digest": "", "output_digest": "",
+        "genuine": True,
+    }  # fmt: skip
+    gateway.answers["GET /api/v1/receipts/r"] = (200, {"request_id": "r", "receipts": [{"charge": charge}]})
+    shown = said(gateway, "explain", "r")
+    assert f"0.5 MESH paid to {OTHER}" in shown
+    assert "0.75 MESH were charged" in shown
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -271,7 +307,7 @@ def test_the_environment_names_the_gateway_and_the_key(
 @pytest.mark.parametrize(
     ("answer", "line"),
     [
-        ((401, {"code": 4001, "detail": "No key."}), "[4001 Unauthorized] No key. Use a valid key"),
+        ((401, {"code": 4001, "detail": "No key."}), "[4001 Unauthorized] No key. A key is given by"),
         ((418, {"code": 9999, "detail": "Tea."}), "[9999 UnknownError] Tea. "),
         ((200, b"<html>"), "[2001 NetworkError] http"),
         ((500, {"detail": "Oh."}), "[2001 NetworkError] http"),
@@ -386,3 +422,11 @@ def test_whoever_gets_no_answer_is_not_told_to_send_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(money, "ask_node", lost)
     done = CliRunner().invoke(main, ["send", OTHER, "2"])
     assert "may have been sent: look at what `llmesh wallet` tells" in str(done.exception)
+
+
+def test_channels_fit_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    row = ("1d47c31e7a98", OTHER, "60", "10.137344", "8.937344", "0", "open")
+    lines = table(money._CHANNEL_HEADS, [row], "Channels it pays on, in MESH").splitlines()
+    assert len(lines) <= 2 + 4, lines

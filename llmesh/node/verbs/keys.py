@@ -79,7 +79,8 @@ def _new_key(told: dict[str, Any]) -> str:
     may = ", ".join(told["scopes"])
     return (
         f"{told['key']}\n\nKey {told['id']} ({told['name']}): {may}; {budget}; {ends}.\n"
-        "It is shown this once. Programs send it as: Authorization: Bearer KEY"
+        "It is shown this once. Programs send it as: Authorization: Bearer KEY\n"
+        "Until all keys are revoked, the gateway asks every program for one."
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -15,6 +16,9 @@ from llmesh.errors import NetworkError, RequestTimeout
 from llmesh.node.verbs.asked import Asked, Value, of_a_gateway, of_a_node
 from llmesh.node.verbs.asking import ask, ask_node, show
 from llmesh.node.verbs.models import MESH
+
+if TYPE_CHECKING:
+    from llmesh.node.desk import Desk
 
 __all__ = ["explain", "in_a_terminal", "send", "unbond", "wallet", "withdraw"]
 
@@ -40,10 +44,13 @@ def wallet(asked: Asked, days: int) -> None:
 
 @click.command("explain")
 @click.argument("id")
-@of_a_node
+@of_a_gateway
 def explain(asked: Asked, id: str) -> None:
     """Tell what the request ID cost, and what for."""
-    told = ask(asked, lambda desk: desk.get("/owner/explain", id=id))
+    if asked.gateway:
+        told = ask_node(asked, lambda desk: _by_receipts(desk, id))
+    else:
+        told = ask(asked, lambda desk: desk.get("/owner/explain", id=id))
     show(told, asked, lambda whole: "\n\n".join(_explanation(whole)))
 
 
@@ -108,6 +115,13 @@ def _just_sent(told: dict[str, Any]) -> str:
     return f"{told['amount']} MESH were sent to {told['account']}; the balance is {told['balance']} MESH."
 
 
+async def _by_receipts(desk: Desk, id: str) -> dict[str, Any]:
+    """The same of a node elsewhere, which tells no stranger what it is in doubt about."""
+    told = await desk.get(f"/api/v1/receipts/{quote(id, safe='')}")
+    charges = [row["charge"] for row in told["receipts"]]
+    return {"request_id": told["request_id"], "charges": charges, "unknown": []}
+
+
 def _stake(told: dict[str, Any]) -> str:
     leaving = f"; {told['unbonding']} MESH are leaving the stake" if told["unbonding"] else ""
     return f"{told['stake']} MESH are bonded{leaving}; the balance is {told['balance']} MESH."
@@ -119,7 +133,10 @@ def _wallet(told: dict[str, Any], days: int) -> Iterator[str]:
     yield f"Account {told['account']} on ledger {told['chain']}"
     names = ("balance", "stake", "unbonding", "earned", "unknown")
     yield table(("", "MESH"), [(_WORDS[name], str(told[name])) for name in names])
-    for side, title in (("payer", "Channels it pays on"), ("provider", "Channels it is paid on")):
+    for side, title in (
+        ("payer", "Channels it pays on, in MESH"),
+        ("provider", "Channels it is paid on, in MESH"),
+    ):
         rows = [_channel(row) for row in told["channels"] if row["side"] == side]
         if rows:
             yield table(_CHANNEL_HEADS, rows, title)
@@ -142,9 +159,7 @@ _WORDS = {
     "earned": "earned and claimed in all",
     "unknown": "held for attempts whose outcome is not known yet",
 }
-_CHANNEL_HEADS = (
-    "channel", "peer", "MESH deposited", "MESH charged", "MESH claimed", "MESH unknown", "state",
-)  # fmt: skip
+_CHANNEL_HEADS = ("channel", "peer", "deposit", "charged", "claimed", "unknown", "state")
 
 
 def _channel(row: dict[str, Any]) -> tuple[str, ...]:

@@ -52,7 +52,10 @@ def ledger() -> None:
 @ledger.command("verify")
 @of_a_node
 def verify(asked: Asked) -> None:
-    """Rebuild all balances from the signed log and compare them, also while the node runs."""
+    """Rebuild all balances from the log and compare them.
+
+    Every signature is checked.  The node may run meanwhile.
+    """
     from llmesh.ledger.local import verify_ledger
     from llmesh.node.home import LEDGER
 
