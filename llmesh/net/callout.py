@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
@@ -35,12 +35,20 @@ _INSIDE = tuple(
         ("192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "::ffff:0:0:0/96", "3fff::/20", "5f00::/16"),
     )
 )
-_HIDDEN = "The address of the webhook is not one of the public internet, and this node does not allow it."
+_HIDDEN = (
+    "The address of the webhook is not one of the public internet, and this node does not allow it;"
+    " its owner does with --webhook-allow."
+)
+_PLAIN = (
+    "A webhook's URL begins with https://; only a host that the node's owner allows with --webhook-allow"
+    " may go without."
+)
 _AWAY = "The webhook could not be reached."
+_NOWHERE = "The host of the webhook's URL does not resolve."
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
-"""The addresses that a host name has; raises OSError where it has none."""
+"""The addresses that a host name has; raises OSError where it has none, ValidationFailed for no name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +104,8 @@ async def resolve_name(host: str, port: int) -> Sequence[str]:
     """By the system's resolver."""
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-    except UnicodeError:  # no name of the DNS, such as one with a label over 63 characters
-        raise OSError(host) from None
+    except UnicodeError:  # such as one with a label over 63 characters
+        raise ValidationFailed("The host of the webhook's URL is no name of the DNS.") from None
     return [str(address[0]) for *_, address in found]
 
 
@@ -112,24 +120,21 @@ class Callout:
         self._context = context or ssl.create_default_context()
 
     async def check(self, url: str) -> None:
-        """Refuse a URL that may not be called.
+        """Refuse a URL that may not be called; one whose host does not resolve now may later.
 
-        Raises ValidationFailed, with the same words for everything that is not public.
+        `post` looks at it again.  Raises ValidationFailed, with the same words for everything that is
+        not public.
         """
         parts = self._parts(url)
-        with trio.move_on_after(PATIENCE):
-            try:
-                await self._addresses(str(parts.hostname), parts.port or 443)
-            except OSError:
-                raise ValidationFailed("The host of the webhook's URL does not resolve.") from None
-            return
-        raise ValidationFailed("The host of the webhook's URL does not resolve in time.")
+        with trio.move_on_after(PATIENCE), suppress(NetworkError):
+            await self._addresses(str(parts.hostname), parts.port or 443)
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
         """Post JSON; the status of the answer, whose body is dropped.
 
-        Raises ValidationFailed as `check` does, NetworkError where no answer came, always in the same
-        words: what is inside the network is nothing that an outsider may learn.  Cancellable.
+        Raises ValidationFailed as `check` does, NetworkError where the host does not resolve or no answer
+        came, always in the same words: what is inside the network is nothing that an outsider may learn.
+        Cancellable.
         """
         self._parts(url)
         with trio.move_on_after(PATIENCE):
@@ -170,7 +175,7 @@ class Callout:
         if parts.username is not None or parts.password is not None:
             raise ValidationFailed("A webhook's URL holds no user and no password.")
         if parts.scheme == "http" and not self._may_be_plain(host):
-            raise ValidationFailed("A webhook's URL begins with https://; only allowed hosts may go without.")
+            raise ValidationFailed(_PLAIN)
         return parts
 
     def _may_be_plain(self, host: str) -> bool:
@@ -178,16 +183,23 @@ class Callout:
         return self._allowed.host(host) or (address is not None and self._allowed.address(address))
 
     async def _addresses(self, host: str, port: int) -> list[str]:
-        """Where the host is.  Raises ValidationFailed unless all of it may be called, OSError if nowhere."""
-        found = [_address(text) for text in await self._resolve(host, port)]
-        if not found:
-            raise OSError(host)
+        """Where the host is.
+
+        Raises ValidationFailed unless all of it may be called, NetworkError if it is nowhere.
+        """
+        found = [_address(text) for text in await self._resolved(host, port)]
         for address in found:
             if address is None or not (
                 self._allowed.host(host) or self._allowed.address(address) or is_public(address)
             ):
                 raise ValidationFailed(_HIDDEN)
         return [str(address) for address in found]
+
+    async def _resolved(self, host: str, port: int) -> Sequence[str]:
+        with suppress(OSError):
+            if found := await self._resolve(host, port):
+                return found
+        raise NetworkError(_NOWHERE)
 
 
 class _Guarded(httpcore2.AsyncNetworkBackend):

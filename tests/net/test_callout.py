@@ -124,17 +124,32 @@ async def test_what_is_no_url_of_a_webhook_is_refused(no_connections: list[str],
     assert not no_connections
 
 
-async def test_a_name_without_address_is_told() -> None:
-    with pytest.raises(ValidationFailed, match="does not resolve"):
-        await Callout(Allowed(), naming()).check("https://example.com/")
+async def test_a_name_without_address_may_get_one_later() -> None:
+    callout = Callout(Allowed(), naming())
+    await callout.check("https://example.com/")
+    with pytest.raises(NetworkError, match="does not resolve"):
+        await callout.post("https://example.com/", {}, b"{}")
+
+
+async def test_what_resolves_only_later_may_not_lead_inside_then(no_connections: list[str]) -> None:
+    answers: list[list[str]] = [[], ["127.0.0.1"]]
+
+    async def later(host: str, port: int) -> list[str]:
+        return answers.pop(0)
+
+    callout = Callout(Allowed(), later)
+    await callout.check("https://example.com/")
+    with pytest.raises(ValidationFailed, match="--webhook-allow"):
+        await callout.post("https://example.com/", {}, b"{}")
+    assert not no_connections
 
 
 @pytest.mark.parametrize("host", ["a" * 70 + ".com", "a..b", ".com"])
-async def test_a_name_that_no_resolver_takes_is_told(host: str) -> None:
+async def test_a_name_that_no_resolver_takes_is_refused(host: str) -> None:
     callout = Callout(Allowed())
-    with pytest.raises(ValidationFailed, match="does not resolve"):
+    with pytest.raises(ValidationFailed, match="no name of the DNS"):
         await callout.check(f"https://{host}/")
-    with pytest.raises(NetworkError):
+    with pytest.raises(ValidationFailed, match="no name of the DNS"):
         await callout.post(f"https://{host}/", {}, b"{}")
 
 
