@@ -127,8 +127,12 @@ class CompleteIntent:
     id: str
 
     def apply(self, db: apsw.Connection) -> None:
-        """Set the state."""
-        db.execute("UPDATE intent SET state = 'done', last_error = '' WHERE id = ?", (self.id,))
+        """Count the attempt and set the state."""
+        db.execute(
+            "UPDATE intent SET attempts = attempts + (state = 'waiting'), state = 'done', last_error = ''"
+            " WHERE id = ?",
+            (self.id,),
+        )
         _expect_intent(db, self.id)
 
 
@@ -140,9 +144,9 @@ class BuryIntent:
     error: str
 
     def apply(self, db: apsw.Connection) -> None:
-        """Set the state."""
+        """Count the attempt and set the state."""
         db.execute(
-            "UPDATE intent SET state = 'dead', last_error = ? WHERE id = ? AND state = 'waiting'",
+            "UPDATE intent SET attempts = attempts + 1, state = 'dead', last_error = ? WHERE id = ? AND state = 'waiting'",
             (self.error, self.id),
         )
         _expect_intent(db, self.id)

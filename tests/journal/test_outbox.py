@@ -79,7 +79,7 @@ async def test_a_dead_letter_is_seen_and_can_be_revived(path: Path, rows: Rows) 
         await journal.commit(BuryIntent("hook-1", "gone"))
         assert await journal.read(due_intents, "webhook", HOOK.account, 99.0, 10) == []
         [dead] = await journal.read(dead_intents, "webhook", 10)
-        assert (dead.state, dead.last_error, dead.attempts) == (IntentState.DEAD, "gone", 1)
+        assert (dead.state, dead.last_error, dead.attempts) == (IntentState.DEAD, "gone", 2)
         await journal.commit(ReviveIntent("hook-1", 50.0))
         assert await journal.read(due_intents, "webhook", HOOK.account, 50.0, 10) == [
             replace(HOOK, next_time=50.0, last_error="gone")
