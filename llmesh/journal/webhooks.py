@@ -32,16 +32,25 @@ class Webhook:
         """What a delivery is signed under."""
         return (self.secret, self.previous) if self.previous and now < self.previous_until else (self.secret,)
 
+    def is_like(self, other: Webhook) -> bool:
+        """Whether both tell the same place of the same events under the same secret."""
+        return (self.url, self.events, self.secret) == (other.url, other.events, other.secret)
+
 
 @dataclass(frozen=True, slots=True)
 class AddWebhook:
-    """A new webhook.  Conflict where there are `MOST_WEBHOOKS`, or this id, already."""
+    """A new webhook; one that is like another changes nothing, so that no event is told twice.
+
+    Conflict where there are `MOST_WEBHOOKS`, or this id, already.
+    """
 
     webhook: Webhook
 
     def apply(self, db: apsw.Connection) -> None:
         """Insert the row."""
         new = self.webhook
+        if any(new.is_like(known) for known in all_webhooks(db)):
+            return
         if db.execute("SELECT count(*) FROM webhook").get >= MOST_WEBHOOKS:
             raise Conflict(f"There are {MOST_WEBHOOKS} webhooks, the most that there may be; remove one.")
         db.execute(

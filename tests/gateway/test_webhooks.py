@@ -190,7 +190,7 @@ async def test_what_never_arrives_is_dead_and_may_be_revived(world: World, mock_
         await settled(world, 600)
     (dead,) = found
     tries = len(world.callout.posted)
-    assert tries > 3
+    assert tries == dead["attempts"] > 3
     assert (await world.call("post", "deliveries/msg_" + "0" * 32 + "/replay"))[0] == 404
     world.callout.statuses = []
     status, told = await world.call("post", f"deliveries/{dead['id']}/replay")
@@ -204,7 +204,7 @@ async def test_who_says_gone_is_not_asked_again(world: World, mock_clock) -> Non
     world.callout.statuses = [410]
     world.events.tell(DONE)
     await until(world, 1)
-    assert [d["state"] for d in await world.deliveries(id)] == ["dead"]
+    assert [(d["state"], d["attempts"]) for d in await world.deliveries(id)] == [("dead", 1)]
 
 
 async def test_who_does_not_answer_holds_up_nobody_else(world: World, mock_clock) -> None:
@@ -220,6 +220,30 @@ async def test_who_does_not_answer_holds_up_nobody_else(world: World, mock_clock
             break
     assert told.count(URL) == 20
     assert 0 < len(told) - 20 <= CourierSettings().at_once
+
+
+async def test_the_same_webhook_registered_again_is_the_same(world: World, mock_clock) -> None:
+    first = await world.register()
+    assert [await world.register(), await world.register()] == [first, first]
+    other = await world.register(events=["model_deployed"])
+    assert other != first
+    assert await world.register(secret="another_secret") not in (first, other)
+    assert len(world.courier.hooks) == 3
+
+
+async def test_registered_twice_at_a_time_it_is_told_once(world: World, mock_clock) -> None:
+    found = []
+
+    async def register() -> None:
+        found.append(await world.register())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(register)
+        nursery.start_soon(register)
+    assert found[0] == found[1]
+    world.events.tell(DONE)
+    await settled(world)
+    assert len(world.callout.posted) == 1
 
 
 async def test_a_new_secret_signs_beside_the_old_one_for_a_day(world: World, mock_clock) -> None:
@@ -247,7 +271,7 @@ async def test_a_secret_is_made_and_shown_once(world: World, mock_clock) -> None
 
 
 async def test_under_one_key_one_secret_is_made(world: World, mock_clock) -> None:
-    one, two = [await world.register() for _ in range(2)]
+    one, two = [await world.register(secret=f"webhook_secret_{n}") for n in range(2)]
     same = {"json": {}, "headers": {"Idempotency-Key": "k"}}
     told = [await world.client.post(f"/api/v1/webhooks/{id}/secret", **same) for id in (one, one, two)]
     assert [answer.status_code for answer in told] == [200, 200, 409]

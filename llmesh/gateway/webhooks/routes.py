@@ -69,13 +69,17 @@ def webhook_routes(courier: Courier) -> tuple[Route, ...]:
 
 
 async def post_webhook(courier: Courier, request: Request) -> Response:
-    """Register.  Raises ValidationFailed for a URL that may not be called or a secret that is none."""
+    """Register, once however often it is asked for with the same secret.
+
+    Raises ValidationFailed for a URL that may not be called or a secret that is none.
+    """
     body = decode(await request.json_bytes(), decode_webhook)
     secret = _secret(body.secret)
     await courier.callout.check(body.url)
     name, events = f"wh_{secrets.token_hex(12)}", frozenset(map(str, body.events))
     hook = Webhook(name, body.url, events, secret, courier.clock())
     await courier.change(AddWebhook(hook))
+    hook = next((known for known in courier.hooks if known.is_like(hook)), hook)
     return _json(WebhookBody.of(hook, UNSET if body.secret is not UNSET else secret), 201)
 
 
