@@ -162,8 +162,12 @@ async def _fail(error: Exception) -> Response:
 
 
 def _more_may_come(asked: Request) -> bool:
+    if asked.body.whole:
+        return False
     size = asked.content_length
-    return not asked.body.whole and (size is None or size > HELD)
+    if size is None:  # with HTTP/1 it has a body only if it says so
+        return "Transfer-Encoding" in asked.headers or not asked.http_version.startswith("1")
+    return size > HELD
 
 
 async def _stamp(meter: Meter, response: Response) -> Response:

@@ -63,6 +63,14 @@ async def test_one_connection_serves_many_requests(port: int) -> None:
             assert (status, body["output"]["echo"]) == (200, "hello")
 
 
+async def test_a_get_that_is_refused_leaves_its_connection_open(port: int) -> None:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        for _ in range(3):
+            await stream.send_all(b"GET /api/v1/nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            status, _ = await read_answer(stream)
+            assert status == 404
+
+
 async def test_stopping_ends_idle_connections_at_once(app: QuartTrio) -> None:
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
