@@ -95,6 +95,12 @@ class Request(TrioRequest):
                 due, came = trio.current_time() + patience, 0
 
     @property
+    def stopping(self) -> trio.Event:
+        """Set when the server stops."""
+        stopping: trio.Event = self.scope["state"]["stopping"]
+        return stopping
+
+    @property
     def caller_name(self) -> str:
         """Whose request it is: one caller's names mean nothing to another."""
         return self.caller.name

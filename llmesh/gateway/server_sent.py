@@ -28,7 +28,7 @@ from llmesh.gateway.request import Request
 from llmesh.gateway.schema import decode, decode_query
 from llmesh.gateway.websocket.frames import ErrorFrame, EventFrame, Subscribed, to_text
 from llmesh.gateway.websocket.telling import told
-from llmesh.mesh.events import EventName, Events, Subscription
+from llmesh.mesh.events import EventName, Events, Subscription, Told
 
 __all__ = ["events_route", "streaming"]
 
@@ -130,7 +130,7 @@ class _Listeners:
 
 
 async def _get_events(listeners: _Listeners, request: Request) -> Response:
-    """Tell what happens until the client hangs up or its key is void."""
+    """Tell what happens until the client hangs up, its key is void or the node stops."""
     names = decode_query(request.query_string, EventsQuery).wanted
 
     @asynccontextmanager
@@ -144,14 +144,30 @@ async def _get_events(listeners: _Listeners, request: Request) -> Response:
 
 async def _happening(subscription: Subscription, request: Request) -> AsyncGenerator[bytes]:
     yield server_sent(to_text(Subscribed(sorted(subscription.names))).encode(), "subscribed")
-    while True:
+    while not request.stopping.is_set():
         happened = None
         with trio.move_on_after(STILL_HERE):
-            happened = await anext(subscription)
+            happened = await _next(subscription, request.stopping)
         request.readmit()
-        if happened is None:
-            yield b": still here\n\n"
-        else:
-            event = happened.event
-            frame = EventFrame(event.name, event_body(event), happened.dropped)
-            yield server_sent(to_text(frame).encode(), event.name)
+        yield b": still here\n\n" if happened is None else _told(happened)
+
+
+def _told(happened: Told) -> bytes:
+    event = happened.event
+    frame = EventFrame(event.name, event_body(event), happened.dropped)
+    return server_sent(to_text(frame).encode(), event.name)
+
+
+async def _next(subscription: Subscription, stopping: trio.Event) -> Told | None:
+    """The next event, or None once the node stops: nobody's waiting is to hold it up."""
+    found: list[Told] = []
+
+    async def ask(scope: trio.CancelScope) -> None:
+        found.append(await anext(subscription))
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, nursery.cancel_scope)
+        await stopping.wait()
+        nursery.cancel_scope.cancel()
+    return found[0] if found else None

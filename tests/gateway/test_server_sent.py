@@ -10,10 +10,11 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 import trio
+from quart_trio import QuartTrio
 
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import ModelFailed, ModelNotFound, Unauthorized
-from llmesh.gateway import server_sent
+from llmesh.gateway import server, server_sent
 from llmesh.gateway.gate import Gate
 from llmesh.mesh.events import PeerChange, PeerUpdated
 
@@ -171,6 +172,19 @@ async def test_who_asks_for_the_head_of_events_gets_it_and_listens_to_none(http,
         answer = await http.head("/api/v1/events")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream")
     assert not node.events._subscriptions
+
+
+async def test_who_waits_for_events_does_not_hold_up_the_stop(app: QuartTrio, monkeypatch) -> None:
+    monkeypatch.setattr(server, "GRACE", 3600.0)
+    stop = trio.Event()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(server.serve, app, server.bind("127.0.0.1", 0), stop)
+            async with httpx.AsyncClient() as http, http.stream("GET", f"{url}/api/v1/events") as answer:
+                lines = answer.aiter_lines()
+                assert await anext(lines) == "event: subscribed"
+                stop.set()
+                assert [line async for line in lines if line.startswith("event")] == []
 
 
 async def test_silence_is_broken_by_a_comment_and_a_void_key_ends_it(http, monkeypatch) -> None:
