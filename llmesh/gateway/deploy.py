@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,8 +146,10 @@ async def _deploy_path(desk: _Desk, request: Request) -> Response:
     body = decode(await request.json_bytes(), decode_deploy)
     if not request.is_local:
         raise Unauthorized("Only programs on the node's own machine may name a path; upload the model.")
+    path = _path(body.path)
+    _check(body)
     request.caller.count(Counted.DEPLOY)
-    return await desk.deploy(request, _path(body.path), body, b"")
+    return await desk.deploy(request, path, body, b"")
 
 
 async def _deploy_stream(desk: _Desk, request: Request, said: UploadQuery) -> Response:
@@ -162,14 +164,13 @@ async def _deploy_stream(desk: _Desk, request: Request, said: UploadQuery) -> Re
 
 async def _deploy_form(desk: _Desk, request: Request) -> Response:
     boundary = request.mimetype_params.get("boundary", "")
-    request.caller.count(Counted.DEPLOY)
     async with (
         desk.shelf.incoming() as incoming,
         aclosing(request.pieces()) as body,
         aclosing(pieces_of_parts(body, boundary)) as pieces,
     ):
         upload = _Upload(incoming)
-        form = _Form(upload)
+        form = _Form(upload, partial(request.caller.count, Counted.DEPLOY))
         async for piece in pieces:
             await form.take(piece)
         return await desk.deploy(request, await incoming.finish(), form.metadata(), upload.digest())
@@ -191,10 +192,14 @@ class _Upload:
 
 
 class _Form:
-    """The two parts of an upload as they come: `metadata` is kept here, `file` goes to disk."""
+    """The two parts of an upload as they come: `metadata` is kept here, `file` goes to disk.
 
-    def __init__(self, upload: _Upload) -> None:
+    `count` is called before anything of the file is taken in, and raises RateLimited.
+    """
+
+    def __init__(self, upload: _Upload, count: Callable[[], None]) -> None:
         self._upload = upload
+        self._count = count
         self._seen: set[str] = set()
         self._metadata = b""
 
@@ -219,8 +224,10 @@ class _Form:
             raise ValidationFailed(
                 f"The form has the part {name[:80]!r}; it takes one `metadata` (JSON) and one `file`."
             )
-        if name == "file" and "metadata" in self._seen:
-            _check(decode(self._metadata, decode_metadata))
+        if name == "file":
+            if "metadata" in self._seen:
+                _check(decode(self._metadata, decode_metadata))
+            self._count()
         self._seen.add(name)
 
 

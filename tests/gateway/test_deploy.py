@@ -23,6 +23,9 @@ from llmesh.errors import Conflict, ModelNotFound, TooLarge
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.body import HELD, Body
 from llmesh.gateway.deploy import deploy_routes
+from llmesh.gateway.gate import Gate
+from llmesh.gateway.limits import Limits
+from llmesh.gateway.rates import read_rates
 from llmesh.gateway.server import bind, serve
 from llmesh.runtime.incoming import Incoming
 from llmesh.runtime.store import Store, open_store
@@ -194,6 +197,22 @@ async def test_bad_uploads(
     got, problem = await send(client, data, headers, query, **LOCAL)
     assert (got, shelf.deployed, leftovers(shelf)) == (status, [], [])
     assert named in problem["detail"]
+
+
+async def test_what_is_refused_before_a_file_comes_is_no_deployment(shelf) -> None:
+    settings = GatewaySettings(Gate(limits=Limits(read_rates("deploy=1/hour"))))
+    app = create_app(FakeRouter(), FakeCatalogue(), FakeNode(), settings, deploy_routes(shelf))
+    client = app.test_client()
+    file = ("file", "m", b"x")
+    for data, headers in (
+        (form(("metadata", None, said(name="no!")), file), FORM),
+        (form(("metadata", None, said())), FORM),
+        (said(path="m.onnx"), JSON),
+        (said(path="/m", name="no!"), JSON),
+    ):
+        assert (await send(client, data, headers, **LOCAL))[0] == 422
+    for status in (201, 429):
+        assert (await send(client, form(("metadata", None, said()), file), FORM))[0] == status
 
 
 async def test_bad_words_are_refused_before_the_file_comes(app, shelf, autojump_clock) -> None:
