@@ -175,7 +175,9 @@ def _key(request: Request) -> str | None:
     keys = request.headers.getlist(HEADER)
     if not keys:
         return None
-    if len(keys) > 1 or not _KEY.match(keys[0]):
+    if len(keys) > 1:
+        raise ValidationFailed("The request has several Idempotency-Keys; send one.")
+    if not _KEY.match(keys[0]):
         raise ValidationFailed("An Idempotency-Key is one word of 1 to 255 printable ASCII characters.")
     return keys[0]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 from quart_trio.testing import TrioClient
+from werkzeug.datastructures import Headers
 
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import NodeBusy
@@ -137,6 +138,14 @@ async def test_a_bug_leaves_the_key_free(client, router) -> None:
 async def test_bad_keys(client, router, key: str) -> None:
     answer = await post(client, key=key)
     assert (answer.status_code, (await content(answer))["code"]) == (422, 1004)
+    assert not router.requests
+
+
+async def test_several_keys_are_told_as_such(client, router) -> None:
+    headers = Headers([("Idempotency-Key", "one"), ("Idempotency-Key", "two")])
+    answer = await client.post(URL, json=ASKED, headers=headers)
+    assert answer.status_code == 422
+    assert "several" in (await content(answer))["detail"]
     assert not router.requests
 
 
