@@ -65,7 +65,8 @@ class AskedBody(Struct, forbid_unknown_fields=True):
     ] = "price"
     providers: ProvidersBody = _ALL
     min_stake: Annotated[
-        int | float | str, Meta(description="MESH that a provider must have bonded, or its decimal text.")
+        int | float | str,
+        Meta(description="MESH that a provider must have bonded, or its decimal text; this node needs none."),
     ] = 0
 
     def to_request(self, id: RequestId) -> InferenceRequest:

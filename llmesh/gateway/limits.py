@@ -23,7 +23,9 @@ class OverLimit(RateLimited):
     """A refusal that knows which limit of what window was reached."""
 
     def __init__(self, what: Counted, rate: Rate, wait: float) -> None:
-        super().__init__(f"The limit of {rate} ({what}) is reached.", retry_after=wait)
+        super().__init__(
+            f"The limit of {rate} ({what}) is reached; the node's --limits sets it.", retry_after=wait
+        )
         self.headers = {
             "RateLimit-Policy": f'"{what}";q={rate.count};w={rate.seconds}',
             "RateLimit": f'"{what}";r=0;t={math.ceil(wait)}',

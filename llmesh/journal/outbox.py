@@ -146,7 +146,8 @@ class BuryIntent:
     def apply(self, db: apsw.Connection) -> None:
         """Count the attempt and set the state."""
         db.execute(
-            "UPDATE intent SET attempts = attempts + 1, state = 'dead', last_error = ? WHERE id = ? AND state = 'waiting'",
+            "UPDATE intent SET attempts = attempts + 1, state = 'dead', last_error = ?"
+            " WHERE id = ? AND state = 'waiting'",
             (self.error, self.id),
         )
         _expect_intent(db, self.id)
