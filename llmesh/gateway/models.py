@@ -11,6 +11,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.announcement import Announcement, Offer
 from llmesh.core.ids import ModelId
 from llmesh.core.model import ModelInfo
+from llmesh.core.reference import ModelRef
 from llmesh.gateway.request import Request
 from llmesh.gateway.schema import ModelBody, ModelsBody, ModelsQuery, decode_query, encode, mesh
 
@@ -22,6 +23,9 @@ class Catalogue(Protocol):
 
     def info(self, model: ModelId) -> ModelInfo | None:
         """What a model of this node takes and gives; None for one of others."""
+
+    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+        """Every valid offer that the reference names, as known here and now."""
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

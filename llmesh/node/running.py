@@ -238,6 +238,10 @@ class Node:
         """What a model of its own takes and gives."""
         return self._rooms.shelf.info(model)
 
+    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+        """Every offer that the reference names, as known here and now."""
+        return self._rooms.market.lookup(ref)
+
     async def search(
         self, part: str, max_fee: Amount | None, limit: int
     ) -> Sequence[tuple[Offer, Announcement]]:

@@ -18,6 +18,7 @@ from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Chunk, InferenceRequest, Result, Skipped, Usage
 from llmesh.core.model import Card, ModelInfo, TensorSpec
 from llmesh.core.ranking import Candidate, Plan
+from llmesh.core.reference import ModelRef
 from llmesh.core.wishes import Wishes
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.peers import PeerView
@@ -111,6 +112,10 @@ class FakeCatalogue:
     def info(self, model: ModelId) -> ModelInfo | None:
         spec = TensorSpec("x", "float32", ("batch", 3))
         return ModelInfo(model, "raw-tensors", (spec,), (TensorSpec("y", "int64", (1,)),))
+
+    def lookup(self, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+        named = [pair for pair in self.offers if ref.id or pair[0].card.name == ref.name]
+        return [pair for pair in named if ref.id in (None, pair[0].model_id)]
 
     async def search(
         self, part: str, max_fee: Amount | None, limit: int

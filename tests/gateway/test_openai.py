@@ -16,6 +16,8 @@ from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import InferenceRequest, Result, Usage
 from llmesh.errors import MeshError, ModelFailed, ModelNotFound, NodeBusy, ValidationFailed
 
+from .conftest import FakeCatalogue
+
 # On trio the client leaves the generators of a stream that broke to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning"),
@@ -144,6 +146,12 @@ async def test_a_model_of_another_task_is_neither_run_nor_paid(ai: openai.AsyncO
         with pytest.raises(openai.BadRequestError, match=r"does text-\w+, not"):
             await call
     assert not router.requests
+
+
+async def test_a_question_looks_at_what_it_names_alone(ai: openai.AsyncOpenAI, monkeypatch) -> None:
+    monkeypatch.delattr(FakeCatalogue, "search")
+    await ai.chat.completions.create(model="gpt-mini", messages=TURN)
+    assert (await ai.models.retrieve("gpt-mini")).id == "gpt-mini"
 
 
 async def test_what_makes_no_vector_is_refused(ai: openai.AsyncOpenAI) -> None:

@@ -28,7 +28,7 @@ from llmesh.gateway.kserve.messages import (
 from llmesh.gateway.kserve.tensors import datatype_of
 from llmesh.gateway.models import Catalogue
 from llmesh.gateway.request import Request
-from llmesh.gateway.schema import MAX_MODELS, encode
+from llmesh.gateway.schema import encode
 from llmesh.gateway.status import NodeView
 
 __all__ = ["get_live", "get_model", "get_model_ready", "get_ready", "get_server", "ref_of"]
@@ -73,7 +73,7 @@ async def get_ready(node: NodeView, request: Request) -> Response:
 async def get_model(catalogue: Catalogue, request: Request) -> Response:
     """Tell what a model takes and gives.  Raises ModelNotFound."""
     ref = ref_of(request)
-    found = await _offers(catalogue, ref)
+    found = _offers(catalogue, ref)
     versions = sorted({offer.card.version for offer, _ in found})
     inputs, outputs = _signature(found[0][0].task, _own_info(catalogue, found))
     return _json(V2Model(ref.name, versions, "onnxruntime_onnx", inputs, outputs))
@@ -101,16 +101,12 @@ def _told(spec: TensorSpec) -> TensorMetadata:
 async def get_model_ready(catalogue: Catalogue, request: Request) -> Response:
     """Answer 200 where somebody serves it.  Raises ModelNotFound."""
     ref = ref_of(request)
-    await _offers(catalogue, ref)
+    _offers(catalogue, ref)
     return _json(ReadyAnswer(True, ref.name))
 
 
-async def _offers(catalogue: Catalogue, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
-    found = [
-        (offer, said)
-        for offer, said in await catalogue.search(ref.name, None, MAX_MODELS)
-        if offer.card.name == ref.name and ref.version in ("", None, offer.card.version)
-    ]
+def _offers(catalogue: Catalogue, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
+    found = catalogue.lookup(ref)
     if not found:
         raise ModelNotFound(f"Nobody offers {ref}.")
     return found

@@ -29,7 +29,7 @@ async def post_embeddings(router: Router, catalogue: Catalogue, request: Request
     body = decode(await request.json_bytes(), decode_embeddings)
     ids = [request.id, *(row_id(request.id, number) for number in range(1, len(body.texts)))]
     asked = [body.request(id, {"text": text}) for id, text in zip(ids, body.texts, strict=True)]
-    await expect_task(catalogue, asked[0].model, EMBEDDINGS)
+    expect_task(catalogue, asked[0].model, EMBEDDINGS)
     request.caller.count(Counted.INFERENCE, len(asked))
     results = await infer_all(router, asked, request.caller.purse)
     write = _base64 if body.encoding_format == "base64" else _numbers

@@ -26,19 +26,17 @@ async def get_models(catalogue: Catalogue, request: Request) -> Response:
 async def get_model(catalogue: Catalogue, request: Request) -> Response:
     """One name.  Raises ModelNotFound where nobody serves it."""
     ref = ModelRef.parse(request.variable("model"))
-    found = await catalogue.search(ref.name, None, MAX_MODELS)
-    for model in _named(pair for pair in found if pair[0].card.name == ref.name):
+    for model in _named(catalogue.lookup(ref)):
         return Response(encode(model), content_type="application/json")
     raise ModelNotFound(f"Nobody offers {ref}.")
 
 
-async def expect_task(catalogue: Catalogue, ref: ModelRef, task: str) -> None:
-    """Refuse, before anything is run or paid, a name under which everybody offers another task.
+def expect_task(catalogue: Catalogue, ref: ModelRef, task: str) -> None:
+    """Refuse, before anything is run or paid, a model that everybody offers for another task.
 
     Raises ValidationFailed.
     """
-    found = await catalogue.search(ref.name, None, MAX_MODELS)
-    tasks = {offer.task for offer, _ in found if offer.card.name == ref.name}
+    tasks = {offer.task for offer, _ in catalogue.lookup(ref)}
     if tasks and task not in tasks:
         raise ValidationFailed(f"{ref} does {', '.join(sorted(tasks))}, not {task}.")
 

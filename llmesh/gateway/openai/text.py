@@ -130,7 +130,7 @@ async def post_chat(router: Router, catalogue: Catalogue, request: Request) -> R
     body = decode(await request.json_bytes(), decode_chat)
     shape = _Chat(f"chatcmpl-{request.id}", body.model)
     asked = body.to_request(request.id)
-    await expect_task(catalogue, asked.model, TEXT_GENERATION)
+    expect_task(catalogue, asked.model, TEXT_GENERATION)
     return await _answer(router, request, body, shape, asked)
 
 
@@ -139,7 +139,7 @@ async def post_completion(router: Router, catalogue: Catalogue, request: Request
     body = decode(await request.json_bytes(), decode_completion)
     shape = _Continuation(f"cmpl-{request.id}", body.model)
     asked = body.to_request(request.id)
-    await expect_task(catalogue, asked.model, TEXT_GENERATION)
+    expect_task(catalogue, asked.model, TEXT_GENERATION)
     return await _answer(router, request, body, shape, asked)
 
 
