@@ -65,7 +65,7 @@ async def open_desk(folder: Path) -> AsyncIterator[Desk]:
 @asynccontextmanager
 async def desk_at(url: str, key: str | None = None, door: Door | None = None) -> AsyncIterator[Desk]:
     """The desk of a gateway."""
-    transport = Transport(url, key, door, Decimal)
+    transport = Transport(url, key, door, Decimal, "" if door is None else "the node")
     try:
         yield Desk(transport)
     finally:

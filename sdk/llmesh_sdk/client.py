@@ -245,8 +245,11 @@ class MeshClient:
             # Loads the HTTP client, which costs more than all the rest of the import.
             from llmesh_sdk.transport import Transport, socket_door
 
-            door = None if self._uds is None else socket_door(str(self._uds))
-            self._opened = Transport(self.url, self._key, door)
+            if self._uds is None:
+                self._opened = Transport(self.url, self._key)
+            else:
+                door = socket_door(str(self._uds))
+                self._opened = Transport(self.url, self._key, door, name=f"unix:{self._uds}")
         return self._opened
 
     def _rows(self, count: int, answer: dict[str, Any]) -> list[InferenceResult | MeshError]:

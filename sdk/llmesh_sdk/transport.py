@@ -51,6 +51,7 @@ class Transport:
     """Requests to one base URL; `key` is the gateway's, if it asks for one.
 
     With a `door` they go by that, whatever the URL says.  `number` reads the numbers with a point.
+    Errors speak of the gateway by its `name`, or by the URL.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Transport:
         key: str | None = None,
         door: Door | None = None,
         number: Callable[[str], Any] = float,
+        name: str = "",
     ) -> None:
         self._url = url
+        self._name = name or url
         self._key = key
         self._door = door
         self._number = number
@@ -134,15 +137,15 @@ class Transport:
             with anyio.fail_after(timeout):
                 yield
         except TimeoutError:
-            raise RequestTimeout(f"{self._url} gave no answer within {timeout:g} s.") from None
+            raise RequestTimeout(f"{self._name} gave no answer within {timeout:g} s.") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
             raise NodeUnreachable(
-                f"No node answers at {self._url}: start one with `python -m llmesh.node`, "
+                f"No node answers at {self._name}: start one with `python -m llmesh.node`, "
                 "or set LLMESH_URL to the address of one."
             ) from None
         except httpx2.RequestError as error:
             raise NetworkError(
-                f"The connection to {self._url} broke: {str(error) or type(error).__name__}."
+                f"The connection to {self._name} broke: {str(error) or type(error).__name__}."
             ) from error
 
     def _read(self, answer: httpx2.Response) -> dict[str, Any]:
@@ -173,12 +176,12 @@ class Transport:
         code, detail, request = problem.get("code"), str(problem.get("detail")), problem.get("request_id")
         if not isinstance(code, int):
             status = problem.get("status")
-            return NetworkError(f"{self._url} answered {status}: {detail}", request_id=request)
+            return NetworkError(f"{self._name} answered {status}: {detail}", request_id=request)
         return told_error(code, detail, problem)
 
     def not_a_node(self, answer: str) -> NetworkError:
         """The error for an answer that no node gives."""
-        return NetworkError(f"{self._url} does not answer like an LLMESH node: {answer}.")
+        return NetworkError(f"{self._name} does not answer like an LLMESH node: {answer}.")
 
     async def _http(self) -> httpx2.AsyncClient:
         loop = _running_loop()

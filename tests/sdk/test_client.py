@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +131,12 @@ class MeshClientCall:
     async def __call__(self) -> InferenceResult:
         async with MeshClient(self.url) as client:
             return await client.inference(**self.options)
+
+
+def test_a_socket_where_no_node_is_is_named(run, tmp_path: Path) -> None:
+    client = MeshClient(uds=tmp_path / "owner.sock")
+    with pytest.raises(NodeUnreachable, match=rf"at unix:{tmp_path}/owner\.sock"):
+        run(client.status)
 
 
 def test_no_node_there(run) -> None:
