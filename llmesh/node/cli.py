@@ -14,7 +14,7 @@ from llmesh import __version__
 from llmesh.errors import MeshError, NodeUnreachable
 from llmesh.node.config import OPTIONS, NodeConfig, Option
 from llmesh.node.faults import StartRefused
-from llmesh.node.sources import configure, variable
+from llmesh.node.sources import configure, strangers, variable
 from llmesh.node.verbs import VERBS
 
 __all__ = ["command", "main"]
@@ -118,6 +118,8 @@ def _start_verb(context: click.Context, /, **flags: object) -> None:
 def _start(flags: dict[str, object]) -> None:
     given = _given(flags)
     config = given.pop("config", None)
+    for sentence in strangers(os.environ):
+        click.echo(f"llmesh: {sentence}", err=True)
     try:
         settings = configure(
             given, os.environ, None if config is None else str(config), lambda name: "--" + _spelled(name)

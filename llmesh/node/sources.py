@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from llmesh.errors import ValidationFailed
 from llmesh.node.config import OPTIONS, NodeConfig, Option
 
-__all__ = ["configure", "variable"]
+__all__ = ["configure", "strangers", "variable"]
+
+_OTHERS = ("LLMESH_CONFIG", "LLMESH_URL", "LLMESH_KEY")
+"""Of the command line and of the SDK."""
 
 
 def variable(name: str) -> str:
@@ -34,6 +38,21 @@ def configure(
     found |= dict(_from_environment(environ))
     found |= {name: _read(name, value, spell(name)) for name, value in given.items()}
     return NodeConfig(**found)  # type: ignore[arg-type]  # each value was read by its field's reader
+
+
+def strangers(environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each `LLMESH_*` variable that nothing reads: mistyped, it changed nothing."""
+    known = [*map(variable, OPTIONS), *_OTHERS]
+    for name in sorted(environ):
+        if name.startswith(variable("")) and name not in known:
+            yield f"{name} is ignored: nothing reads such a variable{_nearest(name, known)}."
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """By what follows the prefix, which all have in common."""
+    start = len(variable(""))
+    near = get_close_matches(name[start:], [each[start:] for each in known], 1)
+    return f"; {variable(near[0])} is one" if near else ""
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, object]]:

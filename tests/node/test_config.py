@@ -10,7 +10,7 @@ from llmesh.core.amount import Amount
 from llmesh.core.reference import ModelRef
 from llmesh.errors import ValidationFailed
 from llmesh.node.config import OPTIONS, NodeConfig, NodeOptions
-from llmesh.node.sources import configure
+from llmesh.node.sources import configure, strangers
 from llmesh.node.values import Deployment, Replication
 
 PEER = "12D3KooWKnDdG3iXw9eTFijk3EWSunZcFi54Zka4wmtqtt6rPxc8"
@@ -38,6 +38,15 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
     assert (config.log_level, config.mdns) == ("info", False)
     assert configure({}, {**environ, "LLMESH_CONFIG": str(file)}).port == 2
     assert configure({}, {"LLMESH_CONFIG": str(file)}).port == 1
+
+
+def test_a_variable_that_nothing_reads_is_named() -> None:
+    known = {"LLMESH_PORT": "1", "LLMESH_URL": "", "LLMESH_KEY": "", "LLMESH_CONFIG": "", "PATH": "/"}
+    assert list(strangers(known)) == []
+    assert list(strangers(known | {"LLMESH_PROT": "1", "LLMESH_XYZW": "1"})) == [
+        "LLMESH_PROT is ignored: nothing reads such a variable; LLMESH_PORT is one.",
+        "LLMESH_XYZW is ignored: nothing reads such a variable.",
+    ]
 
 
 def test_every_source_reads_every_kind_of_value(tmp_path: Path) -> None:
