@@ -52,7 +52,7 @@ CEILINGS = {"REST": "JSON", "OpenAI": "JSON", "KServe": "JSON", "SSE": "events",
 class Fake:
     """Router, catalogue and node that know one answer."""
 
-    async def search(self, part: str, max_fee: object, limit: int) -> Sequence[Any]:
+    def lookup(self, ref: object) -> Sequence[Any]:
         return ()
 
     ready = True
