@@ -46,9 +46,17 @@ def address_from_text(text: str) -> Address:
 
 
 def recipient(text: str) -> Address | PeerId:
-    """Who is to get something, an account or a node.  Raises ValidationFailed for what is neither."""
+    """Who is to get something, an account or a node.  Raises ValidationFailed for what is neither.
+
+    An account must be written with its checksum: what goes to a mistyped one is lost.
+    """
     if text.startswith("0x"):
-        return address_from_text(text)
+        account = address_from_text(text)
+        if address_text(account) != text:
+            raise ValidationFailed(
+                f"{text} lacks its checksum: write the account as `llmesh wallet` shows it, capitals too."
+            )
+        return account
     try:
         return peer_id(text)
     except ValidationFailed:

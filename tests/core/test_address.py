@@ -54,7 +54,10 @@ def test_a_recipient_is_an_account_or_a_node() -> None:
     assert recipient(node) == node
     assert recipient(CHECKED[0]) == address_from_text(CHECKED[0])
     mistyped = CHECKED[0][:-1] + "e"
+    lower = CHECKED[0].lower()
     for text, why in (
+        (lower, "lacks its checksum"),
+        ("0x" + lower[2:].upper(), "lacks its checksum"),
         (mistyped, "checksum"),
         ("", "neither"),
         ("bob", "neither"),

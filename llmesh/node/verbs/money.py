@@ -67,7 +67,7 @@ def send(asked: Asked, to: Address | PeerId, amount: Amount, yes: bool) -> None:
 
     \b
     Example:
-      llmesh send 0x52908400098527886E0F7030069857D2E4169EE7 250
+      llmesh send 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed 250
     """
     whom = address_text(Address(to)) if isinstance(to, bytes) else to
     if not yes and not asked.as_json and in_a_terminal():
