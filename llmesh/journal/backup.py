@@ -63,13 +63,15 @@ def restore(backup: Path, path: Path, owner: PeerId) -> Path | None:
         if not check_identity(source, owner):
             raise ValidationFailed("It is empty.")
         check_integrity(source)
-        if path.exists():
-            _check_replaceable(path, owner, count_commits(source))
-        fresh = path.with_name(f"{path.name}.restored")
+        commits = count_commits(source)
+    if path.exists():
+        _check_replaceable(path, owner, commits)
+    fresh = path.with_name(f"{path.name}.restored")
+    with opening(backup), closing(apsw.Connection(str(backup), flags=apsw.SQLITE_OPEN_READONLY)) as source:
         write_backup(source, fresh, lambda: None)
-        with closing(apsw.Connection(str(fresh))) as copy:
-            copy.execute("PRAGMA fullfsync = ON; PRAGMA synchronous = FULL")
-            begin_anew(copy, owner, secrets.token_bytes(32))
+    with opening(fresh), closing(apsw.Connection(str(fresh))) as copy:
+        copy.execute("PRAGMA fullfsync = ON; PRAGMA synchronous = FULL")
+        begin_anew(copy, owner, secrets.token_bytes(32))
     kept = _keep(path) if path.exists() else None
     fresh.replace(path)
     _sync_folder(path.parent)
@@ -109,15 +111,16 @@ def _check_replaceable(path: Path, owner: PeerId, commits: int) -> None:
 
     It is opened read-only: whoever may write throws away the log that lies beside a damaged file.
     """
-    try:
-        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
-            later = count_commits(db) - commits if check_identity(db, owner) else 0
-    except (apsw.CorruptError, apsw.NotADBError):
-        return
+    with opening(path):
+        try:
+            with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+                later = count_commits(db) - commits if check_identity(db, owner) else 0
+        except (apsw.CorruptError, apsw.NotADBError):
+            return
     if later > 0:
         raise Conflict(
-            f"The journal {path} has {later} commits that the backup does not know;"
-            " move it away first if they are to be forgotten."
+            f"The journal {path} has {later} commits that the backup does not know.",
+            next_step="Keep it as it is, or move it away first if they are to be forgotten.",
         )
 
 

@@ -63,11 +63,18 @@ def opening(path: Path) -> Iterator[None]:
     try:
         yield
     except DISK_FAULTS as error:
-        raise ValidationFailed(f"The journal {path} cannot be opened: {reason(error)}.") from error
+        raise _unopened(path, reason(error)) from error
     except OSError as error:
-        raise ValidationFailed(f"The journal {path} cannot be opened: {error.strerror}.") from error
+        raise _unopened(path, str(error.strerror)) from error
     except MeshError as error:
-        raise type(error)(f"The journal {path} cannot be opened. {error.message}") from None
+        message = f"The journal {path} cannot be opened. {error.message}"
+        raise type(error)(message, next_step=error.next_step) from None
+
+
+def _unopened(path: Path, why: str) -> ValidationFailed:
+    return ValidationFailed(
+        f"The journal {path} cannot be opened: {why}.", next_step="Put that right, then try again."
+    )
 
 
 def reason(error: apsw.Error) -> str:

@@ -167,8 +167,8 @@ def check_identity(db: apsw.Connection, owner: PeerId) -> int:
         raise ValidationFailed("It is a database, but not the journal of an LLMESH node.")
     if version > VERSION:
         raise Conflict(
-            f"It was written by a newer LLMESH (schema {version}; this one knows up to {VERSION})."
-            " Install that version or a later one."
+            f"It was written by a newer LLMESH (schema {version}; this one knows up to {VERSION}).",
+            next_step="Install that version or a later one.",
         )
     found = db.execute("SELECT owner FROM journal").get
     if found != owner:

@@ -120,7 +120,8 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connect
             raise ValidationFailed(f"{path} is not the ledger of an LLMESH node.")
         if version > VERSION:
             raise Conflict(
-                f"The ledger {path} was written by a newer LLMESH; install that version or a later one."
+                f"The ledger {path} was written by a newer LLMESH.",
+                next_step="Install that version or a later one.",
             )
     except BaseException:
         db.close()

@@ -94,7 +94,7 @@ async def _open_journal(home: Home, owner: PeerId) -> AsyncIterator[Journal]:
         try:
             journal = await stack.enter_async_context(open_journal(home.folder / JOURNAL, owner))
         except MeshError as error:
-            raise StartRefused(error.message) from error
+            raise StartRefused(f"{error.message} {error.next_step}") from error
         yield journal
 
 

@@ -122,8 +122,10 @@ async def test_a_journal_that_knows_more_is_not_replaced(path: Path, copy: Path,
         await journal.backup(copy)
     restore(copy, path, rows.owner)  # it knows no more than the backup
     await fill(path, rows, 8)
-    with pytest.raises(Conflict, match="3 commits that the backup does not know"):
+    with pytest.raises(Conflict, match="3 commits that the backup does not know") as caught:
         restore(copy, path, rows.owner)
+    assert "cannot be opened" not in caught.value.message, "nothing is wrong with the file"
+    assert "move it away" in caught.value.next_step
     assert await charges_of(path, rows) == 8
 
 

@@ -76,6 +76,7 @@ async def test_a_newer_programs_journal_is_refused(path: Path, rows: Rows) -> No
     refusal = await refused(path, rows.owner)
     assert isinstance(refusal, Conflict)
     assert f"newer LLMESH (schema {VERSION + 1}" in refusal.message
+    assert refusal.next_step == "Install that version or a later one."
 
 
 async def test_what_is_no_journal_is_refused(path: Path, rows: Rows, tmp_path: Path) -> None:

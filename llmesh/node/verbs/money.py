@@ -163,7 +163,8 @@ _CHANNEL_HEADS = ("channel", "peer", "deposit", "charged", "claimed", "unknown",
 
 
 def _channel(row: dict[str, Any]) -> tuple[str, ...]:
-    state = row["broken"] or (f"{row['withdrawing']} MESH on its way back" if row["withdrawing"] else "open")
+    back = f"{row['withdrawing']} MESH on its way back" if row["withdrawing"] else ""
+    state = " ".join(filter(None, (row["broken"], back))) or "open"
     figures = (str(row[name]) for name in ("deposit", "charged", "claimed", "unknown"))
     return (row["id"][:_SHORT], row["peer"], *figures, state)
 
