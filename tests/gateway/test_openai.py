@@ -207,6 +207,39 @@ async def test_what_cannot_be_honoured_is_named(ai: openai.AsyncOpenAI, field: s
         await ai.chat.completions.create(model="m", messages=TURN, extra_body={field: value})
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": None, "tool_choice": "none", "functions": None, "function_call": None, "audio": None},
+        {"logprobs": False, "top_logprobs": None, "logit_bias": {}, "modalities": ["text"], "n": None},
+        {"parallel_tool_calls": True, "prompt_cache_key": "a", "prediction": None, "verbosity": None},
+        {"reasoning_effort": None, "web_search_options": None, "response_format": None, "seed": None},
+    ],
+)
+async def test_what_holds_anyway_may_be_said(ai: openai.AsyncOpenAI, router, fields: dict[str, Any]) -> None:
+    await ai.chat.completions.create(model="m", messages=TURN, extra_body=fields)
+    assert router.requests[0].input == {"messages": TURN}
+
+
+async def test_an_answer_is_a_turn_of_the_next_request(ai: openai.AsyncOpenAI, router) -> None:
+    first = (await ai.chat.completions.create(model="m", messages=TURN)).choices[0].message
+    said = {"role": "assistant", "content": "Once upon a time"}
+    for turn in (first, first.model_dump()):
+        messages: Any = [*TURN, turn]
+        await ai.chat.completions.create(model="m", messages=messages)
+        assert router.requests[-1].input == {"messages": [*TURN, said]}
+
+
+async def test_neutral_fields_of_the_other_routes(ai: openai.AsyncOpenAI, router) -> None:
+    given = {"best_of": 1, "echo": False, "suffix": None, "logprobs": None}
+    await ai.completions.create(model="gpt-mini", prompt="Once", extra_body=given)
+    for refused in ({"best_of": 2}, {"echo": True}, {"suffix": "s"}, {"logprobs": 1}):
+        with pytest.raises(openai.BadRequestError, match=next(iter(refused))):
+            await ai.completions.create(model="gpt-mini", prompt="Once", extra_body=refused)
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        await ai.embeddings.create(model="minilm", input="a", dimensions=2)
+
+
 async def test_a_failure_within_a_stream_is_told_there(ai: openai.AsyncOpenAI, router) -> None:
     async def answer(request: InferenceRequest) -> Result:
         raise ModelFailed("It broke midway.")

@@ -1,7 +1,7 @@
 """What the OpenAI-compatible routes take, as its API reference has it (v1).
 
-A field that would change the answer and that no model here can honour is refused by name; a field that
-only describes the caller is taken and ignored.
+A field that would change the answer and that no model here can honour is refused by name, unless it
+says what holds anyway, such as `null`; a field that only describes the caller is taken and ignored.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
 
 MAX_INPUTS = 2048
 _Zero = Annotated[float, Meta(ge=0, le=0, description="Only 0: no model here weighs tokens by it.")]
+_Empty = Annotated[dict[str, float], Meta(max_length=0)]
 _Model = Annotated[str, Meta(min_length=1, max_length=300, description="`name`, `name:version`, `name@id`.")]
 _Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT, description="Seconds for the whole request.")]
 
@@ -43,6 +44,7 @@ class _Asked(Struct, forbid_unknown_fields=True, kw_only=True):
     metadata: Any = None
     service_tier: Any = None
     safety_identifier: Any = None
+    prompt_cache_key: Any = None
 
     def request(self, id: RequestId, values: dict[str, Value]) -> InferenceRequest:
         """Raises ValidationFailed for a model or a fee that says nothing."""
@@ -72,6 +74,7 @@ class _Generation(_Asked, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=1)] | None = 1
     presence_penalty: _Zero | None = 0.0
     frequency_penalty: _Zero | None = 0.0
+    logit_bias: _Empty | None = None
     store: Any = None
 
     @property
@@ -103,6 +106,11 @@ class ChatMessage(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
+    annotations: Annotated[list[None], Meta(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     @property
     def text(self) -> str:
@@ -122,6 +130,23 @@ class ChatBody(_Generation, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)]
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Meta(min_length=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: None = None
+    tools: None = None
+    tool_choice: Literal["none"] | None = None
+    parallel_tool_calls: Any = None
+    functions: None = None
+    function_call: Literal["none"] | None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+
+    def __post_init__(self) -> None:
+        if self.logprobs:
+            raise ValueError("logprobs must be false: no model here tells them")
 
     def to_request(self, id: RequestId) -> InferenceRequest:
         """The request these words stand for.  Raises ValidationFailed."""
@@ -136,6 +161,14 @@ class CompletionBody(_Generation, kw_only=True):
     """A text to go on with."""
 
     prompt: str | Annotated[list[str], Meta(min_length=1, max_length=1)]
+    best_of: Annotated[int, Meta(ge=1, le=1)] | None = None
+    echo: bool | None = None
+    suffix: Annotated[str, Meta(max_length=0)] | None = None
+    logprobs: None = None
+
+    def __post_init__(self) -> None:
+        if self.echo:
+            raise ValueError("echo must be false: the prompt is not said again")
 
     def to_request(self, id: RequestId) -> InferenceRequest:
         """The request these words stand for.  Raises ValidationFailed."""
@@ -148,6 +181,7 @@ class EmbeddingsBody(_Asked, kw_only=True):
 
     input: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
 
     @property
     def texts(self) -> list[str]:
