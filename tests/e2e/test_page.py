@@ -210,7 +210,7 @@ def test_a_model_is_deployed_from_a_file(pages: Watched, node: NodeProcess, endl
     page.click("#send")
     expect(page.locator("#deployed")).to_contain_text("endless is served now as")
     expect(page.locator("#offers")).to_contain_text("endless")
-    expect(page.locator("#events")).to_contain_text("This node serves endless at 0.5 MESH")
+    expect(page.locator("#events")).to_contain_text("This node serves endless: 0.5 MESH")
     dropped = page.evaluate_handle(
         "() => { const d = new DataTransfer(); d.items.add(new File(['x'], 'bad.onnx')); return d }"
     )
@@ -219,6 +219,26 @@ def test_a_model_is_deployed_from_a_file(pages: Watched, node: NodeProcess, endl
     expect(page.locator("#name")).to_have_value("bad")
     page.click("#send")
     expect(page.locator(".notice")).to_contain_text("1004")
+    page.set_input_files("#file", endless_model)
+    page.fill("#name", "again")
+    page.click("#send")
+    expect(page.locator("#deployed")).to_contain_text("again is served now as")
+    expect(page.locator(".notice")).to_have_count(0)
+
+
+def test_a_file_that_misses_does_not_leave_the_page(pages: Watched, node: NodeProcess) -> None:
+    page = pages.open(node.url)
+    kept = page.evaluate(
+        "() => ['dragover', 'drop'].map((name) => document.querySelector('#models')"
+        ".dispatchEvent(new DragEvent(name, { bubbles: true, cancelable: true })))"
+    )
+    assert kept == [False, False]
+
+
+def test_a_lone_node_says_what_it_has_not(pages: Watched, mesh: Mesh) -> None:
+    page = pages.open(mesh.start("lone").ready(60).url, locale="zh-CN")
+    expect(page.locator("#model option")).to_have_text("还没有模型。可在下方部署一个。")
+    expect(page.locator("#peer-facts")).to_contain_text("还没有其他节点")
 
 
 def test_a_node_with_keys_asks_for_one(pages: Watched, mesh: Mesh) -> None:
@@ -226,9 +246,10 @@ def test_a_node_with_keys_asks_for_one(pages: Watched, mesh: Mesh) -> None:
     port = node.url.rsplit(":", 1)[1]
     key = make_key(node)
     page = pages.open(f"http://127.0.0.1:{port}")
+    expect(page.locator("#key-why")).to_contain_text("llmesh keys create")
     page.fill("#key-text", "llmesh_wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#key-why")).to_contain_text("key")
+    expect(page.locator("#key-why")).to_contain_text("does not know the key")
     page.fill("#key-text", key)
     page.keyboard.press("Enter")
     expect(page.locator("#live")).to_have_text("live")

@@ -62,7 +62,7 @@ async function listen() {
 function askForKey(error) {
   const dialog = byId('ask-key')
   if (dialog.open) return
-  byId('key-why').textContent = error.message
+  byId('key-why').textContent = key ? error.message : say('keyWhence')
   dialog.showModal()
 }
 

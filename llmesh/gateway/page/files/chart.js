@@ -5,6 +5,7 @@ import { el, svg } from './dom.js'
 const WIDTH = 300
 const HEIGHT = 110
 const FLOOR = 94
+const HALF = 18 // pixels, of the label of a day
 
 /** `points` are [seconds ago, value]; `span` is how many seconds are shown. */
 export function lineChart(title, now, points, span, ago) {
@@ -15,7 +16,7 @@ export function lineChart(title, now, points, span, ago) {
   const drawing = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: 'img', 'aria-label': `${title}: ${now}` },
     svg('line', { class: 'axis', x1: 0, x2: WIDTH, y1: FLOOR, y2: FLOOR }),
     svg('text', { x: 0, y: HEIGHT - 4 }, ago),
-    svg('text', { x: WIDTH, y: 10, 'text-anchor': 'end' }, short(most)))
+    svg('text', { x: WIDTH, y: 10, 'text-anchor': 'end' }, short(Math.round(most))))
   if (path.length) {
     const [first, last] = [points[0], points.at(-1)]
     drawing.append(
@@ -31,6 +32,7 @@ export function barChart(title, days, wide) {
   const most = Math.max(0.000001, ...days.flatMap(([, a, b]) => [a, b]))
   const width = wide / days.length
   const labels = Math.ceil(48 / width)
+  const middle = (left) => Math.min(left + width / 2, wide - HALF)
   const drawing = svg('svg', { viewBox: `0 0 ${wide} 170`, role: 'img', 'aria-label': title },
     svg('line', { class: 'axis', x1: 0, x2: wide, y1: 150, y2: 150 }),
     svg('text', { x: 0, y: 10 }, `${short(most)} MESH`))
@@ -41,12 +43,12 @@ export function barChart(title, days, wide) {
       drawing.append(svg('rect', { class: `bar ${kind}`, x: left + shift * width, y: 150 - height, width: 0.36 * width, height, rx: 2 },
         svg('title', {}, `${day}: ${value} MESH`)))
     }
-    if ((days.length - 1 - index) % labels === 0) drawing.append(svg('text', { x: left + width / 2, y: 165, 'text-anchor': 'middle' }, day.slice(5)))
+    if ((days.length - 1 - index) % labels === 0) drawing.append(svg('text', { x: middle(left), y: 165, 'text-anchor': 'middle' }, day.slice(5)))
   })
   return drawing
 }
 
-export function short(value) {
+function short(value) {
   if (value >= 1e6) return `${+(value / 1e6).toFixed(1)} M`
   if (value >= 1e4) return `${+(value / 1e3).toFixed(1)} k`
   return String(+value.toFixed(value < 10 ? 6 : 1))

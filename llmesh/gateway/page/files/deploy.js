@@ -1,7 +1,7 @@
 // Deploying a model: drop a file or choose one, say what it is, watch it go.
 
 import { brief, byId } from './dom.js'
-import { showError } from './notice.js'
+import { clearErrors, showError } from './notice.js'
 import { say } from './words.js'
 
 export class Deployment {
@@ -14,7 +14,11 @@ export class Deployment {
     this.#client = client
     this.#onDone = onDone
     const drop = byId('drop')
-    byId('file').addEventListener('change', ({ target }) => this.#choose(target.files))
+    for (const name of ['dragover', 'drop']) addEventListener(name, (event) => event.preventDefault()) // a miss must not leave the page
+    byId('file').addEventListener('change', ({ target }) => {
+      this.#choose(target.files)
+      target.value = '' // the same file may be chosen again
+    })
     byId('cancel').addEventListener('click', () => this.#leave?.abort())
     byId('bring').addEventListener('submit', (event) => {
       event.preventDefault()
@@ -43,6 +47,7 @@ export class Deployment {
     if (this.#leave || !this.#file) return
     const leave = (this.#leave = new AbortController())
     const metadata = Object.fromEntries(['name', 'version', 'fee', 'description'].map((id) => [id, byId(id).value.trim()]))
+    clearErrors()
     this.#busy(true)
     try {
       const id = await this.#client.deploy(this.#file, metadata, { signal: leave.signal, onProgress: (sent, total) => this.#progress(sent, total) })

@@ -1,7 +1,7 @@
 // The models on the mesh: one row for each, whoever offers it.
 
 import { byId, el, mesh as inMesh } from './dom.js'
-import { say } from './words.js'
+import { say, translated } from './words.js'
 
 /** Models by id, the cheapest offer of each first. */
 export function groups(offers) {
@@ -28,7 +28,7 @@ function row(mesh, offers, onTry) {
   const cell = (title, text, kind) => el('td', { 'data-title': `${say(title)}:`, class: kind }, text)
   return el('tr', {},
     el('th', { scope: 'row' }, offer.name, here && el('span', { class: 'tag' }, say('here')), el('small', {}, `${offer.version} · ${offer.licence || offer.model_id.slice(0, 12)}`)),
-    cell('task', offer.task),
+    cell('task', translated(offer.task)),
     cell('price', price(offers), 'number'),
     cell('providers', String(new Set(offers.map(({ provider }) => provider)).size), 'number'),
     cell('latency', latency(mesh, offers), 'number'),

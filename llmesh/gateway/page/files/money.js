@@ -1,6 +1,6 @@
 // Earnings and spending: how the account stands, and fees by day.
 
-import { barChart, short } from './chart.js'
+import { barChart } from './chart.js'
 import { byId, el, facts, mesh } from './dom.js'
 import { say } from './words.js'
 
@@ -11,13 +11,13 @@ export function showMoney({ wallet, walletError }) {
   if (walletError) return place.replaceChildren(el('p', { class: 'hint' }, say('noWallet')))
   if (!wallet) return undefined
   const days = byDay(wallet)
-  const [earned, spent] = [1, 2].map((side) => short(days.reduce((sum, day) => sum + day[side], 0)))
+  const [earned, spent] = [1, 2].map((side) => mesh(days.reduce((sum, day) => sum + day[side], 0)))
   const summary = say('inDays', { earned, spent })
   return place.replaceChildren(
     el('dl', { class: 'tiles' }, ...facts([
       [say('balance'), mesh(wallet.balance)],
       [say('stake'), mesh(wallet.stake)],
-      [say('earned'), mesh(wallet.earned)],
+      [say('claimed'), mesh(wallet.earned)],
       [say('held'), wallet.unknown ? mesh(wallet.unknown) : ''],
       [say('channels'), wallet.channels.length],
     ], true)),

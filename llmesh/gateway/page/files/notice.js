@@ -5,6 +5,11 @@ import { nextStep, say } from './words.js'
 
 const MOST = 3
 
+/** What failed before is of no matter once the next thing is tried. */
+export function clearErrors() {
+  byId('notices').replaceChildren()
+}
+
 export function showError(error) {
   if (error?.name === 'AbortError') return
   const title = error.code ? `${error.name} (${say('code')} ${error.code})` : say('fault')

@@ -1,7 +1,7 @@
 // What this node is, at a glance.
 
 import { brief, byId, facts, mesh } from './dom.js'
-import { say } from './words.js'
+import { say, translated } from './words.js'
 
 export function showOverview({ status }) {
   if (!status) return
@@ -16,7 +16,7 @@ export function showOverview({ status }) {
     [say('earnings'), mesh(status.earnings)],
     [say('uptime'), duration(status.uptime)],
     [say('reachable'), reachable],
-    [say('sandbox'), status.sandbox],
+    [say('sandbox'), translated(status.sandbox)],
     [say('version'), status.version],
     [say('swarm'), swarm && brief(swarm.id)],
     [say('alarm'), swarm?.alarm, 'warn'],
@@ -27,6 +27,7 @@ export function showOverview({ status }) {
 }
 
 export async function copyId() {
+  if (!navigator.clipboard) return getSelection().selectAllChildren(byId('node-id')) // no secure context
   await navigator.clipboard.writeText(byId('node-id').textContent)
   byId('copy-id').textContent = say('copied')
 }

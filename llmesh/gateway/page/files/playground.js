@@ -2,7 +2,7 @@
 
 import { byId, el, facts, mesh as inMesh } from './dom.js'
 import { groups } from './models.js'
-import { showError } from './notice.js'
+import { clearErrors, showError } from './notice.js'
 import { say } from './words.js'
 
 const GENERATION = 'text-generation'
@@ -34,6 +34,7 @@ export class Playground {
     const chosen = select.value
     this.#offers = new Map(groups(this.#mesh.offers).map(([offer]) => [reference(offer), offer]))
     const options = [...this.#offers].map(([value, offer]) => el('option', { value }, `${offer.name} ${offer.version}`))
+    if (!options.length) options.push(el('option', { value: '' }, say('noModels')))
     if (select.options.length !== options.length || options.some((option, i) => option.value !== select.options[i].value)) {
       select.replaceChildren(...options)
       if (this.#offers.has(chosen)) select.value = chosen
@@ -54,6 +55,7 @@ export class Playground {
 
   async #run() {
     if (this.#running) return
+    clearErrors()
     const input = this.#input()
     const leave = (this.#running = new AbortController())
     this.#busy(true)

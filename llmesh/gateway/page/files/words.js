@@ -16,12 +16,12 @@ const ENGLISH = {
   peerHint: 'Choose a node to see more of it.', graphOf: 'This node and its peers', sinceOpen: 'Since this page was opened.',
   requests: 'Requests a minute', latencyMs: 'Latency (ms)', queue: 'Requests in the models', minutesAgo: '{minutes} min ago', events: 'Live events', nothingYet: 'Nothing yet.',
   ev_answered: '{model} answered by {provider} in {ms} ms, {fee}', ev_served: 'Served {model} to a peer in {ms} ms, {fee}', ev_failed: '{model} failed: {error}',
-  ev_new: 'New peer {peer}', ev_up: 'Connected to {peer}', ev_down: 'Lost {peer}', ev_appeared: '{name} is offered by {provider} at {fee}', ev_changed: '{name} of {provider} has new terms: {fee}',
-  ev_gone: '{name} of {provider} is gone', ev_transfer: 'Fetching {model}: {percent} %', ev_deployed: 'This node serves {name} at {fee}', ev_dropped: '{count} events were missed',
-  earned: 'Earned', spent: 'Spent', inDays: '{earned} MESH earned and {spent} MESH spent in 14 days', held: 'In doubt', channels: 'Channels', noWallet: 'This key may not see the node\'s money; a key with the scope wallet may.',
+  ev_new: 'New peer {peer}', ev_up: 'Connected to {peer}', ev_down: 'Lost {peer}', ev_appeared: '{name} is offered by {provider}: {fee}', ev_changed: '{name} of {provider} has new terms: {fee}',
+  ev_gone: '{name} of {provider} is gone', ev_transfer: 'Fetching {model}: {percent} %', ev_deployed: 'This node serves {name}: {fee}', ev_dropped: '{count} events were missed',
+  earned: 'Earned', claimed: 'Earned and claimed', spent: 'Spent', inDays: '{earned} earned and {spent} spent in 14 days', held: 'In doubt', channels: 'Channels', noWallet: 'This key may not see the node\'s money; a key with the scope wallet may.',
   deployTitle: 'Deploy a model', drop: 'Drop a model here, or choose a file', dropHint: 'An .onnx file, or a .zip or .tar of a folder', fee: 'Fee (MESH)', description: 'Description', cancel: 'Cancel',
   sending: 'Sending: {percent} %', checking: 'Sent; the node checks and loads it.', served: '{name} is served now as {id}', cancelled: 'Cancelled; nothing has changed.', oneFile: 'Drop one file at a time.',
-  keyTitle: 'This node asks for a key', key: 'Key', keyHint: 'It is kept in this tab only, until you close it.', enter: 'Enter', dismiss: 'Dismiss', code: 'code', badJson: 'The input begins like JSON but is none: {error}', fault: 'The page failed',
+  keyTitle: 'This node asks for a key', keyWhence: 'Its owner makes one with: llmesh keys create --name NAME', key: 'Key', keyHint: 'It is kept in this tab only, until you close it.', enter: 'Enter', dismiss: 'Dismiss', code: 'code', badJson: 'The input begins like JSON but is none: {error}', fault: 'The page failed',
 }
 
 const CHINESE = {
@@ -38,13 +38,13 @@ const CHINESE = {
   noPeers: '还没有其他节点。用此命令生成邀请：llmesh invite', morePeers: '个未画出', state_connected: '已连接', state_known: '已知', state_down: '已失联',
   peerHint: '选择一个节点以查看详情。', graphOf: '本节点及其他节点', sinceOpen: '自打开本页以来。',
   requests: '每分钟请求数', latencyMs: '延迟（毫秒）', queue: '模型中的请求数', minutesAgo: '{minutes} 分钟前', events: '实时事件', nothingYet: '暂无。',
-  ev_answered: '{model} 由 {provider} 回答，用时 {ms} 毫秒，费用 {fee}', ev_served: '为其他节点运行 {model}，用时 {ms} 毫秒，收入 {fee}', ev_failed: '{model} 失败：{error}',
-  ev_new: '发现新节点 {peer}', ev_up: '已连接 {peer}', ev_down: '与 {peer} 断开', ev_appeared: '{provider} 提供 {name}，价格 {fee}', ev_changed: '{provider} 的 {name} 有新条件：{fee}',
-  ev_gone: '{provider} 的 {name} 已撤下', ev_transfer: '正在获取 {model}：{percent} %', ev_deployed: '本节点开始提供 {name}，价格 {fee}', ev_dropped: '漏掉了 {count} 个事件',
-  earned: '收入', spent: '支出', inDays: '14 天内收入 {earned} MESH，支出 {spent} MESH', held: '待定', channels: '通道', noWallet: '此密钥不能查看本节点的资金；需要带 wallet 权限的密钥。',
+  ev_answered: '{model} 由 {provider} 回答，用时 {ms} 毫秒，{fee}', ev_served: '为其他节点运行 {model}，用时 {ms} 毫秒，{fee}', ev_failed: '{model} 失败：{error}',
+  ev_new: '发现新节点 {peer}', ev_up: '已连接 {peer}', ev_down: '与 {peer} 断开', ev_appeared: '{provider} 提供 {name}，{fee}', ev_changed: '{provider} 的 {name} 有新条件：{fee}',
+  ev_gone: '{provider} 的 {name} 已撤下', ev_transfer: '正在获取 {model}：{percent} %', ev_deployed: '本节点开始提供 {name}，{fee}', ev_dropped: '漏掉了 {count} 个事件',
+  earned: '收入', claimed: '已领取的收入', spent: '支出', inDays: '14 天内收入 {earned}，支出 {spent}', held: '待定', channels: '通道', noWallet: '此密钥不能查看本节点的资金；需要带 wallet 权限的密钥。',
   deployTitle: '部署模型', drop: '把模型拖到这里，或选择文件', dropHint: '.onnx 文件，或文件夹的 .zip、.tar', fee: '费用（MESH）', description: '说明', cancel: '取消',
   sending: '正在发送：{percent} %', checking: '已发送；节点正在检查并加载。', served: '{name} 已上线，编号 {id}', cancelled: '已取消；没有任何改变。', oneFile: '一次只能放一个文件。',
-  keyTitle: '本节点需要密钥', key: '密钥', keyHint: '只保存在此标签页中，关闭即失效。', enter: '进入', dismiss: '关闭', code: '代码', badJson: '输入以 JSON 开头，但不是有效的 JSON：{error}', fault: '页面出错',
+  keyTitle: '本节点需要密钥', keyWhence: '由节点的主人用此命令生成：llmesh keys create --name NAME', key: '密钥', keyHint: '只保存在此标签页中，关闭即失效。', enter: '进入', dismiss: '关闭', code: '代码', badJson: '输入以 JSON 开头，但不是有效的 JSON：{error}', fault: '页面出错',
 }
 
 // What to do about an error, by its code; in English the node says it.
@@ -53,6 +53,12 @@ const STEPS = {
   2001: '再试一次。', 2002: '确认节点在运行，稍后再试。', 2003: '稍等片刻再试。', 2004: '再试一次；仍不行就检查模型。',
   3001: '取得更多 MESH，或等到次日的预算。', 3002: '不会有损失，也不会重复付款；稍后再试。', 4001: '使用有权限的密钥。', 4002: '稍等片刻再试。',
   4003: '先查看当前状态。', 4004: '一次少发一些。', 4005: '看看这里有什么。',
+}
+
+// Names that the node gives; in English they stay as they are.
+const NAMES = {
+  'text-classification': '文本分类', 'token-classification': '词元分类', 'text-generation': '文本生成', embeddings: '文本向量', 'raw-tensors': '张量',
+  none: '无', limits: '资源限额', filtered: '系统调用过滤', confined: '完全隔离',
 }
 
 const TABLES = { en: ENGLISH, zh: CHINESE }
@@ -76,6 +82,9 @@ export function setLanguage(language) {
 export function say(word, values = {}) {
   return table[word].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
 }
+
+/** A name that the node gives, in the reader's language. */
+export const translated = (name) => (table === CHINESE && Object.hasOwn(NAMES, name ?? '') ? NAMES[name] : name)
 
 export function nextStep(error) {
   return (table === CHINESE && STEPS[error.code]) || error.nextStep
