@@ -92,7 +92,7 @@ class Lanes(SecureSession):
             is_initiator=session.is_initiator,
             conn=session.conn,
         )
-        self._session = session
+        self.session = session
         self._lanes: dict[int, Lane] = {}
         self._body = 0
         self.write = session.write  # type: ignore[method-assign]
@@ -116,11 +116,11 @@ class Lanes(SecureSession):
         Raises what the session's `read` does.
         """
         if self._body:
-            data = await self._session.read(self._body if n is None else min(n, self._body))
+            data = await self.session.read(self._body if n is None else min(n, self._body))
             self._body -= len(data)
             return data
         while True:
-            header = await self._session.read(HEADER_SIZE)
+            header = await self.session.read(HEADER_SIZE)
             version, kind, flags, stream, length = _HEADER.unpack(header)
             if kind != TYPE_DATA:
                 return header
@@ -129,7 +129,7 @@ class Lanes(SecureSession):
                 self._body = length
                 return header
             while length:
-                piece = await self._session.some(length)
+                piece = await self.session.some(length)
                 length -= len(piece)
                 lane.arrive(piece)
             if flags:

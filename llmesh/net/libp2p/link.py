@@ -14,7 +14,12 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
-from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, YAMUX_HEADER_FORMAT, YamuxStream
+from libp2p.stream_muxer.yamux.yamux import (
+    TYPE_DATA,
+    TYPE_WINDOW_UPDATE,
+    YAMUX_HEADER_FORMAT,
+    YamuxStream,
+)
 
 from llmesh.core.ids import PeerId
 from llmesh.errors import NetworkError
@@ -47,7 +52,9 @@ class StreamLink:
         self._earlier = self._mux.conn.stream_buffers.get(self._mux.stream_id, bytearray())
         self._lane = Lane(self._mux.recv_window, self._wake)
         self._closed = False
-        lanes_of(self._mux.conn).open_lane(self._mux.stream_id, self._lane)
+        self._lanes = lanes_of(self._mux.conn)
+        self._lanes.open_lane(self._mux.stream_id, self._lane)
+        self._session = self._lanes.session
 
     async def read(self) -> bytes | memoryview:
         """Some bytes, at most 256 KiB.  Raises NetworkError at the end.  Safe to cancel."""
@@ -59,12 +66,15 @@ class StreamLink:
         """Send all of at most 131 026 bytes.  Shielded and bounded in time; raises NetworkError."""
         if self._closed:
             raise self._lost("the link is closed")
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_SECONDS):
-            try:
-                await self._send(data)
+        try:
+            if self._takes(len(data)) and not self._session.writing:
+                await self._send(data)  # waits for nothing but the socket, which shields and bounds that
                 return
-            except BaseLibp2pError as error:
-                raise self._lost(str(error)) from error
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + WRITE_SECONDS):
+                await (self._send(data) if self._takes(len(data)) else self._mux.write(data))
+                return
+        except BaseLibp2pError as error:
+            raise self._lost(str(error)) from error
         await self.aclose()
         raise self._lost(f"it took no data for {WRITE_SECONDS:g} s")
 
@@ -73,7 +83,7 @@ class StreamLink:
         self._closed = True
         self._wake()
         await end_stream(self._stream)
-        lanes_of(self._mux.conn).close_lane(self._mux.stream_id)
+        self._lanes.close_lane(self._mux.stream_id)
 
     async def grant(self) -> None:
         """Fill the peer's credit up to 4 MiB.  Shielded, bounded by the transport; raises NetworkError."""
@@ -81,22 +91,22 @@ class StreamLink:
         self._lane.room += credit
         try:
             with trio.CancelScope(shield=True):
-                await self._mux.send_window_update(credit)
+                await self._session.write(self._header(TYPE_WINDOW_UPDATE, credit))
         except BaseLibp2pError as error:
             raise self._lost(str(error)) from error
 
-    async def _send(self, data: bytes) -> None:
-        """As one frame where the peer's window has room for it, as it does while the peer reads.
+    def _takes(self, size: int) -> bool:
+        """Whether the peer's window has room for so much, as it does while the peer reads."""
+        mux = self._mux
+        return not (mux.closed or mux.send_closed) and mux.send_window >= size
 
-        libp2p's own write takes three locks and a checkpoint for every 64 KiB.
-        """
-        mux, size = self._mux, len(data)
-        if mux.closed or mux.send_closed or mux.send_window < size:
-            await mux.write(data)
-        else:
-            mux.send_window -= size
-            header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, mux.stream_id, size)
-            await mux.conn.secured_conn.write(header + data)
+    async def _send(self, data: bytes) -> None:
+        """As one frame; libp2p's own write takes three locks and a checkpoint for every 64 KiB."""
+        self._mux.send_window -= len(data)
+        await self._session.write(self._header(TYPE_DATA, len(data)) + data)
+
+    def _header(self, kind: int, length: int) -> bytes:
+        return struct.pack(YAMUX_HEADER_FORMAT, 0, kind, 0, self._mux.stream_id, length)
 
     async def _receive(self) -> bytes | memoryview:
         """The next of what has come, without a round of the scheduler where there is something."""

@@ -7,6 +7,7 @@ stock listener holds a slot for each connection until the host ends; here it goe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -28,6 +29,7 @@ __all__ = ["SocketPipe", "Tcp"]
 # After this long without progress to the kernel a peer counts as gone; twice that is all that a write gets.
 WRITE_SECONDS = 5.0
 # One receive serves many small reads: Noise asks for two bytes, then for a body.
+LARGE_BYTES = 16 * 1024
 RECEIVE_BYTES = 256 * 1024
 # libp2p's own cleanup after a close takes 0.1 s and must not be cut short, or it leaks its counters.
 CLEANUP_SECONDS = 0.5
@@ -62,14 +64,29 @@ class SocketPipe(ReadWriteCloser):
         return bytes(self._buffer[start:end])
 
     async def write(self, data: bytes | bytearray) -> None:
-        """Send all of it, whatever is cancelled meanwhile.
+        """Send all of it, whatever is cancelled meanwhile; one write at a time.
 
         The socket dies after 5 s in which nothing went, and after 10 s in all.
         """
+        sent = self._send_now(data)
+        if sent < len(data):
+            await self._send_rest(memoryview(data)[sent:])
+        elif sent >= LARGE_BYTES:
+            await trio.lowlevel.cancel_shielded_checkpoint()  # others have their turn between large writes
+
+    def _send_now(self, data: bytes | bytearray) -> int:
+        """The bytes that the kernel took at once: mostly all, and no scope and no round of the scheduler."""
+        try:
+            return os.write(self._stream.socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ConnectionClosedError("The connection is closed.", transport="tcp") from error
+
+    async def _send_rest(self, rest: memoryview) -> None:
         end = trio.current_time() + 2 * WRITE_SECONDS
         with trio.CancelScope(shield=True, deadline=end - WRITE_SECONDS) as scope:
             try:
-                rest = memoryview(data)
                 while rest := rest[await self._stream.socket.send(rest) :]:
                     scope.deadline = min(trio.current_time() + WRITE_SECONDS, end)
                 return

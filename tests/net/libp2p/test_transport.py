@@ -39,6 +39,37 @@ async def test_reads_cut_the_buffer_where_asked():
     await pipe.close()
 
 
+async def test_bytes_are_taken_whole_or_not_at_all():
+    pipe, far = await socket_pair()
+    assert pipe.take(1) is None
+    await far.send_all(b"0123456789")
+    assert await pipe.read(2) == b"01"
+    assert pipe.take(3) == b"234"
+    assert pipe.take(6) is None
+    assert await pipe.read() == b"56789"
+    await pipe.close()
+    await far.aclose()
+
+
+async def test_others_have_their_turn_between_large_writes():
+    pipe, far = await socket_pair()
+    turns = []
+
+    async def other():
+        while True:
+            turns.append(1)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for number in range(10):
+            await pipe.write(bytes(16 * 1024))
+            assert len(turns) >= number
+        nursery.cancel_scope.cancel()
+    await pipe.close()
+    await far.aclose()
+
+
 async def test_a_write_ignores_cancels():
     pipe, far = await socket_pair()
     sent = bytes(8_000_000)  # more than the kernel buffers
