@@ -14,8 +14,8 @@ __all__ = [
     "Ping", "Pong",
 ]  # fmt: skip
 
-MAX_PAYLOAD = 65_000
-"""Most bytes of a message in one frame, so that a frame fits one Noise message."""
+MAX_PAYLOAD = 131_000
+"""Most bytes of a message in one frame, so that a frame fills two Noise messages: one write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Message:
     """A message, or a piece of one where `more` is set."""
 
     call: int
-    payload: bytes
+    payload: bytes | memoryview
     more: bool
 
 

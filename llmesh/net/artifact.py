@@ -138,9 +138,10 @@ async def _wanted(call: Call) -> Block | None:
 
 async def _send(call: Call, throttle: Throttle, data: bytes) -> None:
     """All of it in pieces; the last is shorter than a piece."""
+    whole = memoryview(data)
     with trio.move_on_after(IDLE) as scope:
         for start in range(0, len(data) + 1, PIECE):
-            piece = data[start : start + PIECE]
+            piece = whole[start : start + PIECE]
             await _throttled(throttle, len(piece), scope)
             _renew(scope, IDLE)
             await call.send(piece)

@@ -72,7 +72,7 @@ class Call:
         self._deaf = False  # nothing more will come
         self._mute = False  # nothing more may be sent
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes | memoryview) -> None:
         """Send one message; waits while the other side has not taken enough of the earlier ones.
 
         Raises TooLarge over `MAX_MESSAGE`, and the error that ended the call.  A message that was
@@ -86,11 +86,12 @@ class Call:
         else:
             await self.send_from(message, 0)
 
-    async def send_from(self, message: bytes, start: int) -> None:
+    async def send_from(self, message: bytes | memoryview, start: int) -> None:
         """Send a message from a byte on: the opener's first one begins in OPEN."""
+        whole = memoryview(message)
         for piece in range(start, len(message), MAX_PAYLOAD):
             end = piece + MAX_PAYLOAD
-            await self._send_piece(message[piece:end], end < len(message))
+            await self._send_piece(whole[piece:end], end < len(message))
 
     async def receive(self) -> bytes:
         """The next whole message.
@@ -181,7 +182,7 @@ class Call:
             self._drop()
         self._wake()
 
-    async def _send_piece(self, payload: bytes, more: bool) -> None:
+    async def _send_piece(self, payload: bytes | memoryview, more: bool) -> None:
         cost = len(payload) + OVERHEAD
         if not self.take_credit(cost):
             await self.wait_for_credit(cost)

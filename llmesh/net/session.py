@@ -254,9 +254,10 @@ class Session:
         self._incoming.open(self._new_call(frame.protocol, timeout), frame, self._nursery)
 
     def _messaged(self, frame: Message) -> None:
-        self._read_of_session(frame.payload)
+        payload = bytes(frame.payload)
+        self._read_of_session(payload)
         if (call := self._known(frame.call)) is not None:
-            call.arrive(frame.payload, frame.more)
+            call.arrive(payload, frame.more)
 
     def _ended(self, frame: End) -> None:
         if (call := self._known(frame.call)) is None:

@@ -43,6 +43,8 @@ _OF_SESSION = frozenset({_HELLO, _PING, _PONG})
 
 def encode(frame: Frame) -> bytes:
     """The frame with its length before it."""
+    if isinstance(frame, Message):
+        return _encoded(frame)
     body = _ENCODERS[type(frame)](frame).SerializeToString()
     return len(body).to_bytes(HEADER, "big") + body
 
@@ -100,11 +102,23 @@ def _to_open(frame: Open) -> pb.Frame:
     return wire
 
 
-def _to_message(frame: Message) -> pb.Frame:
-    wire = pb.Frame(kind=_MESSAGE, call=frame.call, payload=frame.payload)
-    if frame.more:
-        wire.more = True
-    return wire
+def _encoded(frame: Message) -> bytes:
+    """What protobuf makes of it, byte for byte, but the payload is copied once instead of three times."""
+    size = len(frame.payload)
+    head = pb.Frame(kind=_MESSAGE, call=frame.call).SerializeToString()
+    head += b"\x2a" + _varint(size) if size else b""
+    tail = b"\x30\x01" if frame.more else b""
+    length = len(head) + size + len(tail)
+    return b"".join((length.to_bytes(HEADER, "big"), head, frame.payload, tail))
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def _error(failed: Failed) -> pb.Error:
@@ -145,7 +159,6 @@ _ENCODERS: dict[type[Frame], Callable[[Any], pb.Frame]] = {
     Ping: lambda _frame: pb.Frame(kind=_PING),
     Pong: lambda _frame: pb.Frame(kind=_PONG),
     Open: _to_open,
-    Message: _to_message,
     End: lambda frame: pb.Frame(kind=_END, call=frame.call),
     Failed: lambda frame: pb.Frame(kind=_FAILED, call=frame.call, error=_error(frame)),
     Cancel: lambda frame: pb.Frame(kind=_CANCEL, call=frame.call),

@@ -21,7 +21,8 @@ from llmesh.core.frames import (
     Ping,
     Pong,
 )
-from llmesh.core.framing import HEADER
+from llmesh.core.framing import HEADER, with_length
+from llmesh.core.outbox import BATCH
 from llmesh.errors import ValidationFailed
 from llmesh.wire import session_pb2 as pb
 from llmesh.wire.session import decode, encode
@@ -47,6 +48,17 @@ def test_a_frame_survives_the_journey(frame: Frame) -> None:
     data = encode(frame)
     assert int.from_bytes(data[:HEADER], "big") == len(data) - HEADER
     assert decode(data[HEADER:]) == frame
+
+
+@given(CALLS, st.binary(max_size=300), st.booleans())
+def test_a_message_is_written_as_protobuf_writes_it(call: int, payload: bytes, more: bool) -> None:
+    body = pb.Frame(kind="MESSAGE", call=call, payload=payload, more=more).SerializeToString()
+    assert encode(Message(call, payload, more)) == with_length(body)
+    assert encode(Message(call, memoryview(payload), more)) == with_length(body)
+
+
+def test_the_longest_frame_of_a_message_is_one_write() -> None:
+    assert len(encode(Message((1 << 32) - 1, bytes(MAX_PAYLOAD), True))) <= BATCH
 
 
 @given(st.binary(max_size=200))
