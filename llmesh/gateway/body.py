@@ -6,6 +6,7 @@ piece) wait, and the socket's own flow control holds the client back.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator
 
 import trio
@@ -13,11 +14,14 @@ from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent
 from quart import Request, Response
 from quart.wrappers.response import IterableBody, ResponseBody
 from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
-__all__ = ["HELD", "Body", "HeldBack", "linger"]
+__all__ = ["HELD", "Body", "HeldBack", "linger", "unpacked"]
 
 HELD = 256 * 1024
 """Bytes of a body that wait for their reader; its sender waits when it is full."""
+_EITHER = zlib.MAX_WBITS | 32
+"""Tells the two formats by their first bytes."""
 LINGER = 2.0
 """Seconds to go on discarding a body that was refused, so that its sender gets to read why."""
 
@@ -85,6 +89,30 @@ class HeldBack(TrioASGIHTTPConnection):
             return await receive()
 
         await super().handle_messages(nursery, request, receive_when_wanted)
+
+
+def unpacked(data: bytes, encoding: str, most: int) -> bytes:
+    """What a client has compressed, of at most so many bytes, by gzip or deflate.
+
+    Raises UnsupportedMediaType for another encoding, BadRequest for data that are not of it,
+    RequestEntityTooLarge (all werkzeug's).
+    """
+    if encoding == "identity":
+        return data
+    if encoding not in ("gzip", "deflate"):
+        raise UnsupportedMediaType(
+            f"Content-Encoding {encoding[:20]!r} is not taken; send gzip or deflate, or the body as it is."
+        )
+    inflating = zlib.decompressobj(_EITHER)
+    try:
+        whole = inflating.decompress(data, most + 1)
+    except zlib.error:
+        whole = b""
+    if len(whole) > most:
+        raise RequestEntityTooLarge
+    if not inflating.eof or inflating.unused_data:
+        raise BadRequest(f"The body is not {encoding}, as its Content-Encoding says.")
+    return whole
 
 
 def linger(response: Response, body: Body) -> None:

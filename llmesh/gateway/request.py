@@ -12,7 +12,7 @@ from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
 
 from llmesh.core.ids import RequestId
-from llmesh.gateway.body import Body
+from llmesh.gateway.body import Body, unpacked
 from llmesh.gateway.callers import OWNER, Caller
 
 __all__ = ["Request", "new_request_id"]
@@ -50,7 +50,8 @@ class Request(TrioRequest):
         """The body, unparsed.
 
         Raises UnsupportedMediaType unless it is said to be JSON, RequestEntityTooLarge as soon as it
-        is known to be over the limit, RequestTimeout (all werkzeug's) if it is slow to come.
+        is known to be over the limit, RequestTimeout (all werkzeug's) if it is slow to come, and
+        what `unpacked` does.
         """
         if self.mimetype != "application/json":
             raise UnsupportedMediaType("The body must be sent with Content-Type: application/json.")
@@ -59,7 +60,8 @@ class Request(TrioRequest):
     async def bounded_bytes(self) -> bytes:
         """`json_bytes`, whatever the body is said to be."""
         if self._whole is None:
-            self._whole = await self._read()
+            encoding = self.headers.get("Content-Encoding", "identity").lower()
+            self._whole = unpacked(await self._read(), encoding, self.max_content_length or 0)
         return self._whole
 
     async def _read(self) -> bytes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -138,6 +140,33 @@ async def test_health_and_metadata(ask: Asked) -> None:
     assert told["versions"] == ["1.0.0"]
     assert told["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
     assert [each["name"] for each in told["outputs"]] == ["label", "score"]
+
+
+@pytest.mark.parametrize("how", ["gzip", "deflate"])
+async def test_a_body_may_come_compressed(ask: Asked, router, how: str) -> None:
+    router.answer = embed
+    asked = [texts(["a", "bb"], True)]
+    done = await ask("infer", "minilm", asked, request_compression_algorithm=how)
+    assert done.as_numpy("embedding").tolist() == [[1, 0.5], [2, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "told"),
+    [
+        ("br", b"x", 415, "gzip or deflate"),
+        ("gzip", b"x", 400, "is not gzip"),
+        ("gzip", gzip.compress(b"{}")[:-3], 400, "is not gzip"),
+        ("deflate", zlib.compress(b"{}") + b"more", 400, "is not deflate"),
+        ("gzip", gzip.compress(bytes(64 << 20)), 413, ""),
+    ],
+)
+async def test_what_is_badly_compressed_is_told(
+    client, encoding: str, body: bytes, status: int, told: str
+) -> None:
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    answer = await client.post("/v2/models/m/infer", data=body, headers=headers)
+    assert answer.status_code == status
+    assert told in json.loads(await answer.get_data())["error"]
 
 
 async def test_failures_have_the_shape_of_the_protocol(ask: Asked, router) -> None:

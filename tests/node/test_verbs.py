@@ -228,6 +228,14 @@ def test_who_gives_no_key_is_told_how(gateway: Gateway, capsys: pytest.CaptureFi
     assert "by --key" in refused(capsys, "run", "m", "x", "--url", gateway.url)[1]
 
 
+@pytest.mark.parametrize("option", ["--timeout", "--temperature"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_what_is_no_number_is_named(capsys: pytest.CaptureFixture[str], option: str, number: str) -> None:
+    code, line = refused(capsys, "run", "m", "x", option, number)
+    assert code == 2
+    assert f"Invalid value for '{option}'" in line
+
+
 def test_where_nobody_is_there_to_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
     code, line = refused(capsys, "status", "--url", "http://127.0.0.1:1")
     assert code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import asdict
@@ -28,6 +29,16 @@ _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but for tab and line feed."""
 
 
+class _Finite(click.FloatRange):
+    """A range that also refuses what only looks like a number: nan and inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number that can be meant.", param, ctx)
+        return number
+
+
 def _values(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
@@ -47,7 +58,7 @@ def _values(text: str) -> dict[str, Any]:
 @click.option("--max-fee", type=MESH, metavar="MESH", help="The most that it may cost.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=_Finite(0, 3600, min_open=True),
     default=120.0,
     show_default=True,
     metavar="SECONDS",
@@ -58,7 +69,7 @@ def _values(text: str) -> dict[str, Any]:
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=_Finite(min=0),
     metavar="T",
     help="How freely to choose words; 0 is always the likeliest.",
 )
