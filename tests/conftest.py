@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from llmesh.journal.writer import Writer
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -24,23 +21,35 @@ def autojump_clock(monkeypatch: pytest.MonkeyPatch) -> MockClock:
     comes next, and what a test saw would hang on how fast the machine is.
     """
     clock = MockClock(autojump_threshold=0)
-    working = 0
+    in_thread, hand_over, written = trio.to_thread.run_sync, Writer._hand_over, Writer._written
+    working: set[object] = set()
 
-    def still(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        async def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            nonlocal working
-            working += 1
-            clock.autojump_threshold = math.inf
-            try:
-                return await work(*args, **kwargs)
-            finally:
-                working -= 1
-                clock.autojump_threshold = math.inf if working else 0
+    def begins(who: object) -> None:
+        working.add(who)
+        clock.autojump_threshold = math.inf
 
-        return run
+    def ends(who: object) -> None:
+        working.discard(who)
+        clock.autojump_threshold = math.inf if working else 0
 
-    run_sync = still(trio.to_thread.run_sync)
+    async def run_sync(work: Callable[..., object], *arguments: object, **options: Any) -> object:
+        begins(call := object())
+        try:
+            return await in_thread(work, *arguments, **options)
+        finally:
+            ends(call)
+
+    def handed_over(writer: Writer) -> None:
+        hand_over(writer)
+        if writer._under_way:
+            begins(writer)
+
+    def was_written(writer: Writer, result: Any) -> None:
+        ends(writer)
+        written(writer, result)
+
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
     monkeypatch.setattr("trio._path.run_sync", run_sync)
-    monkeypatch.setattr(Writer, "commit", still(Writer.commit))
+    monkeypatch.setattr(Writer, "_hand_over", handed_over)
+    monkeypatch.setattr(Writer, "_written", was_written)
     return clock
