@@ -232,6 +232,8 @@ async def _takes_part(swarm: Swarm, invite: Invite | None, stake: Amount) -> boo
 
 async def _redeem(swarm: Swarm, credit: SignedCredit) -> None:
     if await swarm.log.used(credit_mark(credit)):
+        if not (await swarm.ledger.account(swarm.signer.address)).nonce:  # it has never done anything
+            _log.error("The credit of the invite was taken by another node; ask for a new line.")
         return
     try:
         await swarm.teller.perform(Redeem(credit))

@@ -157,8 +157,10 @@ async def test_a_credit_is_taken_once(make: Make, caplog: pytest.LogCaptureFixtu
         for _ in range(2):
             async with open_node(make("first", join=values.invite(line))) as first:
                 assert await money(first) == (MESH(5), Amount(0))
+        assert "was taken" not in caplog.text
         async with open_node(make("second", join=values.invite(line))) as second:
             assert await money(second) == (Amount(0), Amount(0))
+        assert "The credit of the invite was taken by another node" in caplog.text
         with pytest.raises(StartRefused, match=r"stake of 6 MESH.*llmesh invite --credit.*issuer.*--join"):
             async with open_node(
                 make("third", join=values.invite(await issuer.invite(MESH(5))), stake=MESH(6))
