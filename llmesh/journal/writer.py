@@ -26,6 +26,8 @@ __all__ = ["CAPACITY", "Change", "Writer"]
 
 CAPACITY = 1024
 """Most commits that are queued, so also of one transaction; further callers stand in line."""
+LOG = 1000
+"""Pages of 4 KiB in the log from which on they are carried over into the file."""
 
 
 class Change(Protocol):
@@ -49,6 +51,8 @@ class Writer:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
+        self._log = 0
+        db.set_wal_hook(self._note_log)  # in the place of SQLite's own, which keeps callers waiting
         self._queue: deque[_Ticket] = deque()
         self._line: dict[_Ticket, None] = {}
         self._under_way: list[_Ticket] = []
@@ -98,7 +102,8 @@ class Writer:
             self._closed = True
             self._refuse([*self._under_way, *self._queue, *self._line])
             self._groups.put(None)
-            thread.join()  # it waits for nothing else now
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(thread.join)
 
     def close(self) -> None:
         """Take no more commits."""
@@ -124,18 +129,29 @@ class Writer:
 
     def _work(self, token: trio.lowlevel.TrioToken) -> None:
         """The thread."""
-        while (groups := self._groups.get()) is not None:
-            token.run_sync_soon(self._written, outcome.capture(_write, self._db, groups))
+        token.run_sync_soon(self._note_end, outcome.capture(self._write_groups, token))
 
-    def _written(self, result: outcome.Outcome[list[outcome.Outcome[None]]]) -> None:
-        """What became of the group under way; the next one goes to the thread before anybody is told."""
-        if isinstance(result, outcome.Error):
-            self._broken = result.error
+    def _write_groups(self, token: trio.lowlevel.TrioToken) -> None:
+        """What a group leaves to do is done once its callers are told."""
+        while (groups := self._groups.get()) is not None:
+            token.run_sync_soon(self._written, _write(self._db, groups))
+            if self._log >= LOG:
+                _empty_log(self._db)
+
+    def _note_log(self, _db: apsw.Connection, _name: str, pages: int) -> int:
+        self._log = pages
+        return apsw.SQLITE_OK
+
+    def _note_end(self, end: outcome.Outcome[None]) -> None:
+        if isinstance(end, outcome.Error):
+            self._broken = end.error
             self._wake.set()
-            return
+
+    def _written(self, outcomes: list[outcome.Outcome[None]]) -> None:
+        """What became of the group under way; the next one goes to the thread before anybody is told."""
         done = self._under_way
         self._hand_over()
-        for ticket, each in zip(done, result.unwrap(), strict=True):
+        for ticket, each in zip(done, outcomes, strict=True):
             trio.lowlevel.reschedule(ticket.task, each)
         if self._closed:
             self._wake.set()
@@ -174,6 +190,12 @@ def _write_one(db: apsw.Connection, changes: Changes) -> outcome.Outcome[None]:
 def _apply(db: apsw.Connection, changes: Changes) -> None:
     for change in changes:
         change.apply(db)
+
+
+def _empty_log(db: apsw.Connection) -> None:
+    """Carry over what no reader's snapshot still needs; where that fails, the next group tries again."""
+    with contextlib.suppress(apsw.Error):
+        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
 
 def _undo(db: apsw.Connection) -> None:

@@ -299,6 +299,33 @@ async def test_order_holds_through_the_line(path: Path, rows: Rows) -> None:
                 await trio.lowlevel.checkpoint()
 
 
+async def test_the_log_is_emptied_once_callers_are_told(
+    path: Path, rows: Rows, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_log, go_on, emptied = writer._empty_log, threading.Event(), 0
+
+    def held(db: apsw.Connection) -> None:
+        nonlocal emptied
+        assert go_on.wait(10)
+        disk.write = None if emptied else apsw.FullError()  # then the next group tries again
+        empty_log(db)
+        disk.write = None
+        emptied += 1
+
+    monkeypatch.setattr(writer, "_empty_log", held)
+    monkeypatch.setattr(writer, "LOG", 12)
+    async with open_journal(path, rows.owner) as journal:
+        await journal.commit(*(rows.store(number) for number in range(60)))
+        assert not emptied
+        go_on.set()
+        for number in range(60, 120):
+            await journal.commit(rows.store(number))
+        log = path.with_name(f"{path.name}-wal").stat().st_size
+        assert emptied >= 2
+        assert log < 60 * 4_120  # it begins anew each time
+        assert await stored(journal, rows, range(121)) == list(range(120))
+
+
 async def test_leaving_writes_what_is_queued_and_takes_no_more(path: Path, rows: Rows, disk: Disk) -> None:
     async with trio.open_nursery() as outside:
         async with open_journal(path, rows.owner) as journal:
