@@ -10,12 +10,14 @@ from pathlib import Path
 import trio
 
 from llmesh import crypto
+from llmesh.core.address import Address
 from llmesh.core.ids import PeerId
 from llmesh.errors import Conflict, TransactionFailed, ValidationFailed
 from llmesh.journal import backup as journals
 from llmesh.journal.faults import failed_backup
 from llmesh.journal.open import Journal
 from llmesh.ledger import backup as ledgers
+from llmesh.ledger.local import kept_genesis, kept_members
 from llmesh.node.files import write_durably
 from llmesh.node.home import ACCOUNT, IDENTITY, JOURNAL, LEDGER, Home, held
 from llmesh.node.identity import load_seed
@@ -41,12 +43,13 @@ async def back_up(home: Home, journal: Journal, folder: Path) -> tuple[str, ...]
     return (*_KEYS, JOURNAL, *([LEDGER] if has_ledger else []))
 
 
-def restore(backup: Path, folder: Path) -> tuple[PeerId, Path | None]:
+def restore(backup: Path, folder: Path, *, latest: bool = False) -> tuple[PeerId, Path | None]:
     """Put a backup into a data directory that no node holds; whose it is, and where the old journal went.
 
-    The keys come last, so that an interrupted restore is no node yet; do it again then.  Raises
-    ValidationFailed for what is no whole backup, Conflict where the folder is another node's or what is
-    there knows more than the backup, StartRefused where a node runs.  Then nothing is changed.
+    An issuer's ledger takes its owner's word that nobody has a later one: `latest`.  The keys come last,
+    so that an interrupted restore is no node yet; do it again then.  Raises ValidationFailed for what is
+    no whole backup, Conflict where the folder is another node's, what is there knows more than the backup
+    or an issuer's members may, StartRefused where a node runs.  Then nothing is changed.
     """
     if missing := [name for name in (*_KEYS, JOURNAL) if not (backup / name).is_file()]:
         raise ValidationFailed(f"{backup} is no backup of a node: {', '.join(missing)} is missing.")
@@ -56,11 +59,26 @@ def restore(backup: Path, folder: Path) -> tuple[PeerId, Path | None]:
         for name in _KEYS:
             _check_same(backup / name, folder / name)
         if (backup / LEDGER).exists():
+            if not latest and not (folder / LEDGER).exists():
+                _refuse_issuer(backup)
             ledgers.restore(backup / LEDGER, folder / LEDGER)
         kept = journals.restore(backup / JOURNAL, folder / JOURNAL, owner)
         for name in _KEYS:
             write_durably(folder / name, (backup / name).read_bytes())
     return owner, kept
+
+
+def _refuse_issuer(backup: Path) -> None:
+    """Raise Conflict for the ledger of an issuer whose members may have more of it."""
+    path, own = backup / LEDGER, Address(crypto.address_of(load_seed(backup / ACCOUNT)))
+    genesis = kept_genesis(path)
+    if genesis is not None and genesis.genesis.issuer == own and kept_members(path) - {own}:
+        raise Conflict(
+            "This node issues its swarm's money. Where members have more of the ledger than this backup,"
+            " what it enters next contradicts theirs, and they follow it no longer.",
+            next_step=f"Put the ledger.db of a member's `llmesh backup` into {backup}, the one with the most"
+            " entries; then restore with --latest-ledger. So too if nobody has more.",
+        )
 
 
 def _prepare(home: Home, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from llmesh.mesh.events import EventName
 from llmesh.mesh.follower import Follower
 from llmesh.mesh.teller import sendings
 from llmesh.node import values
+from llmesh.node.backup import restore
 from llmesh.node.cli import main
 from llmesh.node.config import NodeConfig
 from llmesh.node.desk import open_desk
@@ -237,3 +239,29 @@ def test_invites_are_read_as_options() -> None:
     with pytest.raises(Exception, match="begins with llmesh1-"):
         values.invite("hello")
     assert values.invite(None) is None
+
+
+async def test_an_issuer_is_not_put_back_to_less_than_its_members_have(make: Make, tmp_path: Path) -> None:
+    """With the log of a member it goes on where it was."""
+    saved = tmp_path / "saved"
+    async with joined(make) as (issuer, member):
+        async with open_desk(tmp_path / "issuer") as desk:
+            await desk.post("/owner/backup", {"path": str(saved)})
+        await issuer.send(member.swarm.signer.address, MESH(7))
+        await until(member, MESH(5007), Amount(0))
+        async with open_desk(tmp_path / "member") as desk:
+            await desk.post("/owner/backup", {"path": str(tmp_path / "theirs")})
+    shutil.rmtree(tmp_path / "issuer")
+    with pytest.raises(Conflict, match="issues its swarm's money") as caught:
+        restore(saved, tmp_path / "issuer")
+    assert "--latest-ledger" in caught.value.next_step
+    assert not (tmp_path / "issuer" / "ledger.db").exists()
+    shutil.copy(tmp_path / "theirs" / "ledger.db", saved / "ledger.db")
+    restore(saved, tmp_path / "issuer", latest=True)
+    async with open_node(make("issuer")) as issuer:
+        again = values.invite(await issuer.invite())
+        async with open_node(make("member", join=again)) as member:
+            await issuer.send(member.swarm.signer.address, MESH(1))
+            await until(member, MESH(5008), Amount(0))
+            assert issuer.swarm.log.head == member.swarm.log.head
+    restore(tmp_path / "theirs", tmp_path / "other")  # a member's needs no such word

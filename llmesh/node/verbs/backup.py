@@ -38,8 +38,11 @@ def backup(asked: Asked, path: Path) -> None:
 
 @click.command("restore")
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--latest-ledger", is_flag=True, help="No member of this issuer's swarm has more of its ledger."
+)
 @of_a_node
-def restore(asked: Asked, path: Path) -> None:
+def restore(asked: Asked, path: Path, latest_ledger: bool) -> None:
     """Put a backup back.
 
     It lies in the folder PATH, and no node may hold the data directory.
@@ -48,7 +51,7 @@ def restore(asked: Asked, path: Path) -> None:
 
     folder = asked.folder
     die_by_signals()
-    owner, kept = put_back(path.expanduser(), folder)
+    owner, kept = put_back(path.expanduser(), folder, latest=latest_ledger)
     told = {"node_id": owner, "path": str(folder), "replaced": None if kept is None else str(kept)}
     show(told, asked, _restored)
 
