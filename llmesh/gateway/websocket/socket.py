@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import SystemRandom
 
 import trio
 from quart import Websocket
@@ -69,6 +70,7 @@ class Closing:
 
 BUSY = Closing(CloseReason.TRY_AGAIN_LATER, "This socket made room for others, as nothing was asked on it.")
 FAULT = Closing(CloseReason.INTERNAL_ERROR, "This node failed through a fault of its own.")
+_chance = SystemRandom()
 _IDLE = Closing(CloseReason.NORMAL_CLOSURE, "Nothing was asked for too long.")
 _STOPPING = Closing(CloseReason.GOING_AWAY, "This node is shutting down.")
 _NO_KEY = Closing(CloseReason.POLICY_VIOLATION, "No key that holds was shown in time.")
@@ -201,9 +203,14 @@ class Socket:
                 self._line.abort()
 
     async def _ping(self) -> None:
-        """Look after a client that may be gone, or may be here no longer by right."""
+        """Look after a client that may be gone, or may be here no longer by right.
+
+        The first time comes at random, so that sockets which opened together are not all seen to at once.
+        """
+        wait = self._bounds.ping * _chance.random()
         while True:
-            await trio.sleep(self._bounds.ping)
+            await trio.sleep(wait)
+            wait = self._bounds.ping
             if self.unused and trio.current_time() - self.heard_at >= self._bounds.idle:
                 self.end(_IDLE)
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from wsproto.events import (
     TextMessage,
 )
 from wsproto.events import Ping as ProtocolPing
+from wsproto.utilities import LocalProtocolError
 
 from llmesh.gateway.app import GatewaySettings, create_app
 from llmesh.gateway.gate import Gate
@@ -85,7 +86,8 @@ class Client:
             match await self._next():
                 case ProtocolPing() as ping:
                     self.pings += 1
-                    await self._write(ping.response())
+                    with suppress(LocalProtocolError):  # a close came right behind it
+                        await self._write(ping.response())
                 case CloseConnection(code=code, reason=reason):
                     raise Closed(int(code), reason)
                 case Message(data=str(part), message_finished=whole):

@@ -12,6 +12,7 @@ import trio
 import trio.lowlevel
 
 from llmesh.core.ids import PeerId
+from llmesh.gateway.websocket import socket
 from llmesh.mesh.events import PeerChange, PeerUpdated
 
 if TYPE_CHECKING:
@@ -178,6 +179,15 @@ async def test_pings_come_and_idle_sockets_go(gateway: Gateway) -> None:
         assert idle.pings > 1
         await listener.send({"type": "ping"})
         assert await listener.receive() == {"type": "pong"}
+
+
+async def test_the_first_ping_of_a_socket_comes_at_random(gateway: Gateway, monkeypatch) -> None:
+    monkeypatch.setattr(socket._chance, "random", lambda: 0.0)
+    async with gateway(ping=3600.0) as connect, connect() as client:
+        with trio.fail_after(20):
+            while not client.pings:
+                await client.send({"type": "ping"})
+                await client.receive()
 
 
 async def test_an_unused_socket_makes_room_and_used_ones_do_not(gateway: Gateway) -> None:
