@@ -26,7 +26,7 @@ from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import ModelNotFound, ValidationFailed
 from llmesh.gateway.kserve.tensors import DATATYPES, Named, named_of, pack_texts, texts_of, to_tensor
 
-from .conftest import FakeCatalogue, offer
+from .conftest import MODEL_ID, FakeCatalogue, offer
 
 
 def result(request: InferenceRequest, output: dict[str, Value]) -> Result:
@@ -140,6 +140,8 @@ async def test_health_and_metadata(ask: Asked) -> None:
     assert told["versions"] == ["1.0.0"]
     assert told["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
     assert [each["name"] for each in told["outputs"]] == ["label", "score"]
+    assert (await ask("get_model_metadata", MODEL_ID))["name"] == "sentiment-analyzer"
+    assert await ask("is_model_ready", MODEL_ID)
 
 
 @pytest.mark.parametrize("how", ["gzip", "deflate"])

@@ -72,11 +72,10 @@ async def get_ready(node: NodeView, request: Request) -> Response:
 
 async def get_model(catalogue: Catalogue, request: Request) -> Response:
     """Tell what a model takes and gives.  Raises ModelNotFound."""
-    ref = ref_of(request)
-    found = _offers(catalogue, ref)
+    found = _offers(catalogue, ref_of(request))
     versions = sorted({offer.card.version for offer, _ in found})
     inputs, outputs = _signature(found[0][0].task, _own_info(catalogue, found))
-    return _json(V2Model(ref.name, versions, "onnxruntime_onnx", inputs, outputs))
+    return _json(V2Model(_name(found), versions, "onnxruntime_onnx", inputs, outputs))
 
 
 def _own_info(catalogue: Catalogue, found: Sequence[tuple[Offer, Announcement]]) -> ModelInfo | None:
@@ -100,9 +99,12 @@ def _told(spec: TensorSpec) -> TensorMetadata:
 
 async def get_model_ready(catalogue: Catalogue, request: Request) -> Response:
     """Answer 200 where somebody serves it.  Raises ModelNotFound."""
-    ref = ref_of(request)
-    _offers(catalogue, ref)
-    return _json(ReadyAnswer(True, ref.name))
+    return _json(ReadyAnswer(True, _name(_offers(catalogue, ref_of(request)))))
+
+
+def _name(found: Sequence[tuple[Offer, Announcement]]) -> str:
+    """Where it was asked for by its id, that of its first offer."""
+    return found[0][0].card.name
 
 
 def _offers(catalogue: Catalogue, ref: ModelRef) -> Sequence[tuple[Offer, Announcement]]:
