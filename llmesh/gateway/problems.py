@@ -71,7 +71,7 @@ def _in_our_words(error: HTTPException, status: int) -> MeshError:
         case 408:
             return RequestTimeout("The body did not arrive in time.")
         case 413:
-            return TooLarge("The body is larger than this node takes.")
+            return TooLarge(error.description or error.name)
         case _:
             return ValidationFailed(error.description or error.name)
 

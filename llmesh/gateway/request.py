@@ -67,13 +67,13 @@ class Request(TrioRequest):
     async def _read(self) -> bytes:
         most = self.max_content_length or 0
         if (self.content_length or 0) > most:
-            raise RequestEntityTooLarge
+            raise _too_large(most)
         data = bytearray()
         with trio.move_on_after(self.body_timeout or 0):
             while piece := await self.body.take():
                 data += piece
                 if len(data) > most:
-                    raise RequestEntityTooLarge
+                    raise _too_large(most)
             return bytes(data)
         raise RequestTimeout
 
@@ -119,6 +119,10 @@ class Request(TrioRequest):
         host = (self.scope.get("client") or ("", 0))[0]
         forwarded = any(name in self.headers for name in _FORWARDED)
         return not forwarded and _is_loopback(host)
+
+
+def _too_large(most: int) -> RequestEntityTooLarge:
+    return RequestEntityTooLarge(f"The body is larger than the {most} bytes that this node takes.")
 
 
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "Via")

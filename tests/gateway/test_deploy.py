@@ -186,7 +186,7 @@ async def test_nobody_else_may(client, shelf, scope: dict[str, Any], header: dic
         (said(path="/m\0"), JSON, "", 422, "absolute"),
         (said(path=7), JSON, "", 422, "$.path"),
         (said(), JSON, "", 422, "`path`"),
-        (b" " * 100_001, JSON, "", 413, "larger"),
+        (b" " * 100_001, JSON, "", 413, "larger than the 100000 bytes"),
         (said(path="/m", name="taken"), JSON, "", 409, "taken"),
     ],
     ids=lambda value: str(value)[:30],
