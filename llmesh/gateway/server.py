@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -76,7 +80,7 @@ async def serve(
     cuts running requests off at once.
     """
     url = _url(listener)
-    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+    listeners = [_Door(listener)]
     context = WorkerContext(None)
     handler = partial(_handle, ASGIWrapper(_served(app)), _config(), context, stop)
     async with trio.open_nursery() as connections:
@@ -89,6 +93,34 @@ async def serve(
             accepting.cancel_scope.cancel()
         await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + GRACE
+
+
+class _Door(trio.abc.Listener[trio.SocketStream]):
+    """A listener that lets in all who wait at once.
+
+    Trio takes one for each turn of its loop: while the loop is busy with those who are in, a turn takes
+    long, and the last of a crowd would wait for seconds to be let in at all.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._first = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        self._others: deque[trio.SocketStream] = deque()
+
+    async def accept(self) -> trio.SocketStream:
+        """The next one; it waits only where nobody else does."""
+        if not self._others:
+            self._others.append(await self._first.accept())
+            self._others.extend(islice(self._waiting(), _BACKLOG))
+        return self._others.popleft()
+
+    def _waiting(self) -> Iterator[trio.SocketStream]:
+        with suppress(OSError):  # nobody; any other fault comes again to whoever waits for the next one
+            while True:
+                yield trio.SocketStream(trio.socket.from_stdlib_socket(self._listener.accept()[0]))
+
+    async def aclose(self) -> None:
+        await self._first.aclose()
 
 
 def _served(app: QuartTrio) -> ASGIFramework:

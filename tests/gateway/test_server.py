@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
 import trio
+import trio.testing
 from h2.connection import H2Connection
 from quart_trio import QuartTrio
 
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.gateway import server
-from llmesh.gateway.server import bind, serve
+from llmesh.gateway.server import _Door, bind, serve
 
 BODY = b'{"model":"m","input":"hello"}'
 
@@ -291,6 +293,25 @@ async def test_a_window_that_never_opens_is_given_up(port: int, big, monkeypatch
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(client.data_to_send())
         assert 0 < await read_late(stream, 0.5) < BIG
+
+
+async def test_all_who_wait_are_let_in_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "door")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))  # where who connects waits at once
+        listener.bind(path)
+        listener.listen(9)
+        door = _Door(listener)
+        for _ in range(5):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+        found = [await door.accept()]
+        with trio.testing.assert_no_checkpoints():
+            found += [await door.accept() for _ in range(4)]
+        with trio.move_on_after(0) as nobody:
+            await door.accept()
+        assert nobody.cancelled_caught
+        for each in (*found, door):
+            await each.aclose()
 
 
 async def test_cancelling_frees_the_port(app: QuartTrio) -> None:
