@@ -7,7 +7,6 @@ not match, and pays with its standing.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import PurePosixPath
 
 from llmesh.core.ids import ModelId
 from llmesh.core.model import BundleFile, model_id_of
+from llmesh.crypto import blake3_of
 from llmesh.errors import TooLarge, ValidationFailed
 
 __all__ = [
@@ -26,7 +26,7 @@ BLOCK = 1 << 20
 """Bytes of a block; the last one of a file may be shorter."""
 
 DIGEST = 32
-"""Bytes of a SHA-256."""
+"""Bytes of a digest, a file's SHA-256 or a block's BLAKE3."""
 
 MAX_FILES = 2_000
 MAX_PATH = 1024
@@ -53,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
-    """One file of a bundle and the SHA-256 of each of its blocks, in order."""
+    """One file of a bundle and the BLAKE3 of each of its blocks, in order."""
 
     file: BundleFile
     digests: tuple[bytes, ...]
@@ -87,8 +87,8 @@ class Manifest:
 
 
 def block_digest(data: bytes) -> bytes:
-    """SHA-256 of a block's bytes."""
-    return hashlib.sha256(data).digest()
+    """BLAKE3 of a block's bytes: every block is hashed by its giver, on its way, and by its taker."""
+    return blake3_of([data])
 
 
 def check_manifest(manifest: Manifest, wanted: ModelId, max_size: int = MAX_SIZE) -> None:

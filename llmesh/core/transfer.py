@@ -77,7 +77,7 @@ class Transfer:
         return self._entries[block.path].block_size(block.number)
 
     def digest(self, block: Block) -> bytes:
-        """The SHA-256 that a block has by the manifest."""
+        """The BLAKE3 that a block has by the manifest."""
         return self._entries[block.path].digests[block.number]
 
     def join(self, source: PeerId) -> None:
@@ -102,7 +102,7 @@ class Transfer:
         return block
 
     def arrived(self, source: PeerId, block: Block, digest: bytes, now: float) -> bool:
-        """Judge a block by the SHA-256 of what came; True where it is good and the first of its kind.
+        """Judge a block by the BLAKE3 of what came; True where it is good and the first of its kind.
 
         Say so only of what has been written: it is never asked for again.  A block that was not asked
         for or is not right expels its source: ValidationFailed names it.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmesh.core.ids import ModelId
-from llmesh.core.manifest import BLOCK, Block, Manifest, ManifestFile, check_manifest
+from llmesh.core.manifest import BLOCK, Block, Manifest, ManifestFile, block_digest, check_manifest
 from llmesh.core.model import BundleFile
 from llmesh.errors import TooLarge, ValidationFailed
 
@@ -74,3 +74,9 @@ def test_digests_have_32_bytes() -> None:
 def test_another_models_manifest_is_refused() -> None:
     with pytest.raises(ValidationFailed, match="is of model"):
         check_manifest(Manifest((entry("a"),)), ModelId("0" * 64), 1 << 40)
+
+
+def test_a_block_is_known_by_its_blake3() -> None:
+    """The digest of no bytes is that of the paper's reference implementation."""
+    known = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert block_digest(b"").hex() == known

@@ -32,7 +32,7 @@ def model(size: int = 95, seed: int = 1) -> tuple[Manifest, dict[Block, bytes]]:
         data = rng.randbytes(size)
         pieces = [data[i : i + 10] for i in range(0, size, 10)]
         blocks |= {Block(path, n): piece for n, piece in enumerate(pieces)}
-        digests = tuple(sha256(piece).digest() for piece in pieces)
+        digests = tuple(digest(piece) for piece in pieces)
         files.append(ManifestFile(BundleFile(path, size, sha256(data).hexdigest()), digests))
     return Manifest(tuple(files)), blocks
 

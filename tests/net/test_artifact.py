@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llmesh.core.ids import ModelId, PeerId
-from llmesh.core.manifest import BLOCK, Block, Manifest, ManifestFile
+from llmesh.core.manifest import BLOCK, Block, Manifest, ManifestFile, block_digest
 from llmesh.core.model import BundleFile
 from llmesh.errors import ModelNotFound, NetworkError, NodeBusy, RequestTimeout, TooLarge, ValidationFailed
 from llmesh.net.artifact import PIECE, PROTOCOL, Replica, Serve, handler, open_source
@@ -34,7 +34,7 @@ def manifest_of(files: dict[str, bytes]) -> Manifest:
         tuple(
             ManifestFile(
                 BundleFile(path, len(data), sha256(data).hexdigest()),
-                tuple(sha256(data[at : at + BLOCK]).digest() for at in range(0, len(data), BLOCK)),
+                tuple(block_digest(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)),
             )
             for path, data in sorted(files.items())
         )

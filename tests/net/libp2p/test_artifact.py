@@ -9,14 +9,14 @@ from hashlib import sha256
 
 import trio
 
-from llmesh.core.manifest import BLOCK, Block, Manifest, ManifestFile
+from llmesh.core.manifest import BLOCK, Block, Manifest, ManifestFile, block_digest
 from llmesh.core.model import BundleFile
 from llmesh.net.artifact import PROTOCOL, handler, open_source
 from llmesh.net.sessions import open_sessions
 from llmesh.net.throttle import Throttle
 
 DATA = random.Random(1).randbytes(12 * BLOCK + 77)
-DIGESTS = tuple(sha256(DATA[at : at + BLOCK]).digest() for at in range(0, len(DATA), BLOCK))
+DIGESTS = tuple(block_digest(DATA[at : at + BLOCK]) for at in range(0, len(DATA), BLOCK))
 MANIFEST = Manifest((ManifestFile(BundleFile("model.onnx", len(DATA), sha256(DATA).hexdigest()), DIGESTS),))
 
 
