@@ -29,6 +29,7 @@ from llmesh.journal.columns import (
 
 __all__ = [
     "AddChannel",
+    "ChangeSalt",
     "ChannelRow",
     "RecordDeposit",
     "RecordPayerBooks",
@@ -177,6 +178,17 @@ class RecordPayerBooks:
             ),
         )  # fmt: skip
         expect_channel(db, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSalt:
+    """Be paid by channels of another salt from now on."""
+
+    salt: bytes
+
+    def apply(self, db: apsw.Connection) -> None:
+        """Overwrite it."""
+        db.execute("UPDATE journal SET salt = ?", (self.salt,))
 
 
 @dataclass(frozen=True, slots=True)

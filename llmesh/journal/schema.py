@@ -144,8 +144,11 @@ CREATE TABLE offer (
 ) STRICT;
 """
 
-_SALT = f"""
-ALTER TABLE journal ADD COLUMN salt BLOB NOT NULL DEFAULT x'{bytes(32).hex()}' CHECK (length(salt) = 32);
+_SALT = """
+ALTER TABLE journal ADD COLUMN salt BLOB NOT NULL CHECK (length(salt) = 32)
+    DEFAULT x'0000000000000000000000000000000000000000000000000000000000000000';
+-- In the place of a file that was lost a new one must not go on with its channels.
+UPDATE journal SET salt = randomblob(32) WHERE commits = 0;
 """
 
 _STEPS: tuple[str, ...] = (_FIRST, _WEBHOOKS, _OFFERS, _SALT)

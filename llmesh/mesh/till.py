@@ -7,9 +7,10 @@ answer leaves.  The rules are core.channel; this is when they are asked, and wha
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -38,7 +39,7 @@ from llmesh.errors import (
     TransactionFailed,
     ValidationFailed,
 )
-from llmesh.journal.channels import RecordProviderBooks
+from llmesh.journal.channels import ChangeSalt, RecordProviderBooks
 from llmesh.journal.charge import RecordCharge
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
@@ -161,7 +162,22 @@ class Till:
         if (channel.best, channel.last) != before:
             books = ProviderBooks(channel.best, channel.last)
             await self._journal.commit(RecordProviderBooks(mark, books))
+        if channel.last != before[1] and asked.config.salt == self.credentials.salt:
+            await self._change_channels()
         return answer
+
+    async def _change_channels(self) -> None:
+        """A payer has a receipt of this node's that its journal should have, and more may be missing.
+
+        On the channels of until now it might sign something else for what it signed already.
+        """
+        log.error(
+            "This node has signed receipts that its journal does not have: the file is an old copy. It is"
+            " paid by other channels from now on. Put journals back by `llmesh restore` only."
+        )
+        salt = secrets.token_bytes(32)
+        await self._journal.commit(ChangeSalt(salt))
+        self.credentials = replace(self.credentials, salt=salt)
 
     async def run(self) -> None:
         """Follow the ledger, and forget outputs that no retry will ask for any more, until cancelled."""

@@ -319,9 +319,12 @@ async def test_a_provider_that_forgot_its_channel_is_reminded(
         await ann.router.infer(request())
         bob.till._accounts._accounts.clear()
         bob.journal.db.execute("DELETE FROM channel; DELETE FROM receipt")
+        await hang_up(bob, 0)
+        await trio.sleep(1)
         result = await ann.router.infer(request())
         assert result.receipt is not None
-        assert result.receipt.charge.cumulative == FEE + FEE == spent(ann) == charged(bob)
+        assert result.receipt.charge.cumulative == FEE, "on another channel, as it may have forgotten more"
+        assert charged(bob) == FEE + FEE
 
 
 async def test_a_payer_that_forgot_its_channel_finds_its_deposit_again(

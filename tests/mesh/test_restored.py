@@ -12,9 +12,11 @@ import trio
 from trio.testing import MockClock
 
 from llmesh.core.amount import Amount
+from llmesh.core.channel import SyncRequest
 from llmesh.core.evidence import Equivocation, convict
 from llmesh.core.exchange import Completed
 from llmesh.core.operations import Deposit, sign_operation
+from llmesh.core.payment import Reconcile
 from llmesh.core.receipt import SignedReceipt
 from llmesh.errors import Conflict, MeshError, ValidationFailed
 from llmesh.journal.channels import all_channels, reservations
@@ -26,8 +28,8 @@ from llmesh.mesh.teller import Teller
 from llmesh.mesh.withdrawal import Withdrawal, WithdrawalSettings
 from tests.mesh.conftest import clock
 from tests.mesh.journals import QuickJournal
-from tests.mesh.people import CHAIN, peer, signer
-from tests.mesh.shop import FEE, Shop
+from tests.mesh.people import CHAIN, START, credentials, peer, signer
+from tests.mesh.shop import ANN, FEE, Shop
 from tests.mesh.test_payments import charged, hang_up, request, second_life, spent
 
 if TYPE_CHECKING:
@@ -78,6 +80,27 @@ async def test_an_attempt_that_a_restored_provider_forgot_is_not_signed_again(
         with pytest.raises(Conflict, match="another channel"):
             await receipt(shop, number)
     assert await shop.charged() == 100
+
+
+async def test_a_journal_that_was_copied_back_is_noticed_by_the_first_reminder(
+    autojump_clock: MockClock,
+) -> None:
+    shop = Shop()
+    await shop.open()
+    await receipt(shop, 1)
+    backup = copied(shop.journal, "shop")
+    last = await receipt(shop, 2)
+    shop.journal = backup
+    shop.restart()
+    await shop.deploy()
+    await shop.reconcile()
+    salts = [shop.till.credentials.salt]
+    asked = Reconcile(shop.config, credentials("ann").binding(START), SyncRequest(None, last), Amount(0))
+    for _ in range(2):
+        shop.till._accounts._accounts.clear()
+        await shop.provider.answer(asked, ANN)
+        salts.append(shop.till.credentials.salt)
+    assert salts[0] != salts[1] == salts[2] == channel_salt(backup.db)
 
 
 async def test_on_a_channel_of_its_present_salt_it_is_paid(autojump_clock: MockClock) -> None:
