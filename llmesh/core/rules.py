@@ -213,7 +213,7 @@ def _finalize_withdraw(draft: _Draft, op: ops.FinalizeWithdraw) -> None:
 def _too_early(draft: _Draft, free_at: int) -> None:
     if draft.at < free_at:
         wait = free_at - draft.at
-        raise Conflict(f"That is possible in {timedelta(seconds=wait)} h.", retry_after=wait)
+        raise Conflict(f"That is possible in {timedelta(seconds=wait)} (h:m:s).", retry_after=wait)
 
 
 def _bond(draft: _Draft, op: ops.Bond) -> None:

@@ -109,7 +109,13 @@ class Swarm:
 
     async def withdraw_stake(self) -> None:
         """Put what was unbonded back into the balance.  Raises Conflict before its time, or as `unbond`."""
-        await self.teller.perform(Withdraw())
+        if not (await self.ledger.account(self.signer.address)).unbonding:
+            raise Conflict("No stake is on its way out.", next_step="First `llmesh unbond` some of it.")
+        try:
+            await self.teller.perform(Withdraw())
+        except Conflict as error:
+            step = "Ask again then; the time counts while the issuer of the swarm runs."
+            raise Conflict(error.message, retry_after=error.retry_after, next_step=step) from error
 
     async def send(self, to: Address, amount: Amount) -> None:
         """Move money from the balance to another account of this ledger; on return it is there.

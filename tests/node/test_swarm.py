@@ -146,8 +146,12 @@ async def test_a_member_comes_back_with_and_without_its_issuer(make: Make) -> No
         again = values.invite(await issuer.invite())
         async with open_node(make("member", join=again)) as member:
             await until(member, MESH(4000), MESH(600))  # what could not be sent before
-            with pytest.raises(Conflict, match="possible in"):
+            with pytest.raises(Conflict, match="possible in") as early:
                 await member.swarm.withdraw_stake()
+            assert early.value.next_step.startswith("Ask again then")
+            with pytest.raises(Conflict, match="on its way out") as none:
+                await issuer.swarm.withdraw_stake()
+            assert "unbond" in none.value.next_step
             with pytest.raises(InsufficientStake):
                 await member.swarm.unbond(MESH(601))
     assert used is not None

@@ -89,7 +89,8 @@ _LOOK_FIRST = "It may have been sent: look at what `llmesh wallet` tells under S
 def unbond(asked: Asked, amount: Amount) -> None:
     """Take MESH out of the stake.
 
-    It stops counting at once; after the swarm's waiting time `withdraw` frees it.
+    It stops counting at once; after the swarm's waiting time `withdraw` frees it.  More that
+    is taken out before then starts the wait anew for all of it.
     """
     told = ask_node(asked, lambda desk: desk.post("/owner/unbond", {"amount": str(amount)}))
     show(told, asked, _stake)
