@@ -245,4 +245,6 @@ def _sentence(error: Exception) -> str:
     text = str(error)
     if text.startswith(("Invalid enum value", "Invalid value")):
         text += "; /docs of this node lists what it may be"
+    elif text.startswith("Object contains unknown field"):
+        text += "; /docs of this node lists those that there are"
     return f"{text[:_MAX_DETAIL]}..." if len(text) > _MAX_DETAIL else f"{text}."

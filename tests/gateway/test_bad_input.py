@@ -128,6 +128,12 @@ async def test_a_name_that_is_none_of_those_allowed_leads_to_them(client) -> Non
     assert told == "Invalid enum value 'prize' - at `$.sort`; /docs of this node lists what it may be."
 
 
+async def test_a_field_that_there_is_not_leads_to_those_that_there_are(client) -> None:
+    answer = await client.post("/api/v1/inference", json={"model": "m", "input": "x", "timout": 3})
+    told = (await answer.get_json())["detail"]
+    assert told == "Object contains unknown field `timout`; /docs of this node lists those that there are."
+
+
 async def test_each_row_of_a_batch_counts_as_an_inference(router, shelf) -> None:  # noqa: F811
     gate = Gate(limits=Limits(read_rates("inference=3/minute")))
     table = routes(router, FakeCatalogue(), FakeNode(), batch_routes(router))
