@@ -215,9 +215,9 @@ class MeshClient:
         """Have the node POST events to `url`, signed by `secret` (Standard Webhooks), or by one it makes.
 
         `events` are inference_complete and model_deployed.  It blocks for a moment and has registered
-        when it returns; the result may be awaited as well.  Raises ValidationFailed for a URL that is
-        not on the public internet and that the node does not allow, RuntimeError inside the event loop
-        that runs the node.
+        when it returns; the result may be awaited as well.  The same URL, events and secret again are the
+        same webhook.  Raises ValidationFailed for a URL that is not on the public internet and that the
+        node does not allow, RuntimeError inside the event loop that runs the node.
         """
         if isinstance(events, str):
             raise ValidationFailed(f"Events are a list of names, such as [{events!r}].")
