@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -29,6 +30,7 @@ __all__ = ["docs_routes"]
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { overflow-wrap: anywhere; }
 code { font: 0.9em ui-monospace, monospace; }
 table { border-collapse: collapse; width: 100%; margin: 0.5rem 0 1.5rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.8rem 0.3rem 0; }
@@ -76,7 +78,9 @@ def _page(told: dict[str, Any]) -> str:
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>LLMESH node</title>',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<style>{_STYLE}</style><h1>LLMESH node</h1>",
-            '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>',
+            '<p>For programs: <a href="/openapi.json">/openapi.json</a>.</p>',
+            '<p>To try it: <a href="/">the page</a>.</p>',
+            *_contents(told["paths"]),
             *_operations(told["paths"]),
             *(part for name, shape in shapes.items() for part in _shape(name, shape)),
             *_frames(shapes),
@@ -86,10 +90,25 @@ def _page(told: dict[str, Any]) -> str:
     )
 
 
+def _contents(paths: dict[str, Any]) -> Iterator[str]:
+    yield "<ul>"
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            title = f"<code>{method.upper()} {escape(path)}</code>"
+            summary = escape(operation["summary"])
+            yield f'<li><a href="#{_anchor(method, path)}">{title}</a> {summary}</li>'
+    yield '<li><a href="#websocket"><code>WebSocket /ws</code></a> Streams and events.</li>'
+    yield '<li><a href="#errors">Errors</a></li></ul>'
+
+
+def _anchor(method: str, path: str) -> str:
+    return f"{method}{re.sub(r'[^a-z0-9]+', '-', path.lower())}"
+
+
 def _operations(paths: dict[str, Any]) -> Iterator[str]:
     for path, methods in paths.items():
         for method, operation in methods.items():
-            yield f"<h2><code>{method.upper()} {escape(path)}</code></h2>"
+            yield f'<h2 id="{_anchor(method, path)}"><code>{method.upper()} {escape(path)}</code></h2>'
             yield f"<p>{escape(operation['summary'])}</p>"
             for parameter in operation.get("parameters", ()):
                 yield f"<p><code>{_placed(parameter)}</code> {_words(parameter['schema'])}</p>"
@@ -119,7 +138,7 @@ def _shape(name: str, shape: dict[str, Any]) -> Iterator[str]:
 def _frames(told: Mapping[str, Any]) -> Iterator[str]:
     """The frames of the WebSocket and the events that one of them carries, with shapes not `told` yet."""
     _, shapes = msgspec.json.schema_components((*CLIENT_FRAMES, *NODE_FRAMES, *EVENT_BODIES.values()))
-    yield "<h2><code>WebSocket /ws</code></h2>"
+    yield '<h2 id="websocket"><code>WebSocket /ws</code></h2>'
     yield "<p>One JSON object a frame, told apart by its <code>type</code>.</p>"
     for title, frames in (("A client sends", CLIENT_FRAMES), ("The node sends", NODE_FRAMES)):
         yield f"<p>{title}: {', '.join(_linked(frame) for frame in frames)}.</p>"
@@ -135,7 +154,9 @@ def _linked(shape: type[msgspec.Struct]) -> str:
 
 
 def _errors() -> Iterator[str]:
-    yield "<h2>Errors</h2><p>Every error is a Problem, sent as <code>application/problem+json</code>.</p>"
+    yield '<h2 id="errors">Errors</h2>'
+    yield "<p>An error is a Problem, sent as <code>application/problem+json</code>."
+    yield " Under <code>/v1</code> and <code>/v2</code> it has the shape of that protocol.</p>"
     yield _table(
         (f'<a id="{e.name}"></a>{e.code}', f"{e.name} (HTTP {e.http_status})", escape(e.next_step))
         for e in ERRORS.values()

@@ -180,6 +180,8 @@ def test_nothing_is_wider_than_a_phone(pages: Watched, node: NodeProcess, width:
     expect(page.locator(".node.connected")).to_be_visible()
     expect(page.locator("#wallet dl")).to_be_visible()
     assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    page.goto(f"{node.url}/docs")
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
     assert pages.complaints == []
 
 

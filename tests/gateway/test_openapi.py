@@ -86,6 +86,11 @@ async def test_the_page_needs_nothing_from_elsewhere(client) -> None:
 async def test_the_page_explains_every_route_and_error(client, told) -> None:
     page = await (await client.get("/docs")).get_data(as_text=True)
     assert all(path in page for path in told["paths"])
+    for path, methods in told["paths"].items():
+        for method in methods:
+            assert re.search(
+                rf'<li><a href="#[\w-]+"><code>{method.upper()} {re.escape(path)}</code></a>', page
+            )
     assert all(f'<h2 id="{name}">' in page for name in told["components"]["schemas"])
     for error in ERRORS.values():
         assert f'<a id="{error.name}"></a>{error.code}' in page
