@@ -140,7 +140,7 @@ def test_a_reader_who_has_read_enough_is_no_fault(node: NodeProcess) -> None:
 
 def test_a_refusal_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
     environ = {**os.environ, "LLMESH_DATA_DIR": str(tmp_path)}
-    for arguments, code in ((["status"], 2), (["status", "--url", "http://127.0.0.1:9"], 1)):
+    for arguments, code in ((["status"], 2), (["status", "--url", "http://127.0.0.1:9"], 2)):
         done = subprocess.run(
             [LLMESH, *arguments], env=environ, capture_output=True, text=True, timeout=30, check=False
         )
