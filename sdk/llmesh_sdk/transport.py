@@ -144,9 +144,8 @@ class Transport:
                 "or set LLMESH_URL to the address of one."
             ) from None
         except httpx2.RequestError as error:
-            raise NetworkError(
-                f"The connection to {self._name} broke: {str(error) or type(error).__name__}."
-            ) from error
+            why = str(error).rstrip(".") or type(error).__name__
+            raise NetworkError(f"The connection to {self._name} broke: {why}.") from error
 
     def _read(self, answer: httpx2.Response) -> dict[str, Any]:
         try:
