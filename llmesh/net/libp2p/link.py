@@ -82,8 +82,10 @@ class StreamLink:
         """End both directions at once; a reader gets NetworkError."""
         self._closed = True
         self._wake()
-        await end_stream(self._stream)
-        self._lanes.close_lane(self._mux.stream_id)
+        try:
+            await end_stream(self._stream)
+        finally:
+            self._lanes.close_lane(self._mux.stream_id)
 
     async def grant(self) -> None:
         """Fill the peer's credit up to 4 MiB.  Shielded, bounded by the transport; raises NetworkError."""

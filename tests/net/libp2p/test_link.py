@@ -185,3 +185,18 @@ async def test_the_names_that_links_read_past_the_stream_class_exist(open_hosts)
         assert mux.stream_id in mux.conn.stream_buffers
         assert callable(mux.send_window_update)
         assert callable(mux.conn.read_stream)
+
+
+async def test_a_closed_link_leaves_no_lane_behind(open_hosts, monkeypatch):
+    async def fail(stream):
+        raise OSError("the reset did not go out")
+
+    async with two(open_hosts, ignore) as (here, there):
+        link = await here.dial(there.peer_id, there.addresses)
+        await link.aclose()
+        assert not link._lanes._lanes
+        other = await here.dial(there.peer_id, there.addresses)
+        monkeypatch.setattr(link_module, "end_stream", fail)
+        with pytest.raises(OSError, match="did not go out"):
+            await other.aclose()
+        assert not other._lanes._lanes
