@@ -260,7 +260,7 @@ class Till:
                     pass
             if not account.damaged:
                 return await self._charge_durably(account, bill, price, (work, kept))
-        raise TransactionFailed("The journal does not take the charge.")
+        raise TransactionFailed("The journal of the provider does not take the charge.")
 
     async def _charge_durably(
         self, account: Account, bill: Bill, price: Amount, done: tuple[Work, bytes | None]
@@ -275,7 +275,7 @@ class Till:
         except BaseException as error:
             await self._accounts.repair(account, repairs)
             if isinstance(error, MeshError):
-                raise TransactionFailed(f"The charge could not be made durable: {error.message}") from error
+                raise TransactionFailed(f"The provider could not keep its charge: {error.message}") from error
             raise
         self._charges.add(bill.attempt.id)
         channel.committed(receipt)
