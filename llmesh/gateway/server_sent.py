@@ -145,9 +145,7 @@ async def _get_events(listeners: _Listeners, request: Request) -> Response:
 async def _happening(subscription: Subscription, request: Request) -> AsyncGenerator[bytes]:
     yield server_sent(to_text(Subscribed(sorted(subscription.names))).encode(), "subscribed")
     while not request.stopping.is_set():
-        happened = None
-        with trio.move_on_after(STILL_HERE):
-            happened = await _next(subscription, request.stopping)
+        happened = await _next(subscription, request.stopping)
         request.readmit()
         yield b": still here\n\n" if happened is None else _told(happened)
 
@@ -159,15 +157,16 @@ def _told(happened: Told) -> bytes:
 
 
 async def _next(subscription: Subscription, stopping: trio.Event) -> Told | None:
-    """The next event, or None once the node stops: nobody's waiting is to hold it up."""
-    found: list[Told] = []
+    """The next event, or None after STILL_HERE and once the node stops: nobody's waiting is to hold it up."""
+    happened = None
+    with trio.move_on_after(STILL_HERE) as waiting:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_once, stopping, waiting)
+            happened = await anext(subscription)  # kept, also where the time is up right after
+            nursery.cancel_scope.cancel()
+    return happened
 
-    async def ask(scope: trio.CancelScope) -> None:
-        found.append(await anext(subscription))
-        scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, nursery.cancel_scope)
-        await stopping.wait()
-        nursery.cancel_scope.cancel()
-    return found[0] if found else None
+async def _cancel_once(stopping: trio.Event, waiting: trio.CancelScope) -> None:
+    await stopping.wait()
+    waiting.cancel()

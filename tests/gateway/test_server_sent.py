@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 import trio
+import trio.testing
 from quart_trio import QuartTrio
 
 from llmesh.core.inference import InferenceRequest, Result
 from llmesh.errors import ModelFailed, ModelNotFound, Unauthorized
 from llmesh.gateway import server, server_sent
 from llmesh.gateway.gate import Gate
-from llmesh.mesh.events import PeerChange, PeerUpdated
+from llmesh.mesh.events import PeerChange, PeerUpdated, Subscription
 
 from .conftest import OTHER, label
 
@@ -185,6 +187,25 @@ async def test_who_waits_for_events_does_not_hold_up_the_stop(app: QuartTrio, mo
                 assert await anext(lines) == "event: subscribed"
                 stop.set()
                 assert [line async for line in lines if line.startswith("event")] == []
+
+
+async def test_an_event_that_comes_as_the_time_is_up_is_told(node, mock_clock) -> None:
+    request: Any = SimpleNamespace(stopping=trio.Event(), readmit=lambda: None)
+    happened = PeerUpdated(OTHER, PeerChange.UP)
+    found: list[bytes] = []
+
+    async def hear(subscription: Subscription) -> None:
+        async with aclosing(server_sent._happening(subscription, request)) as pieces:
+            found.extend([await anext(pieces), await anext(pieces)])
+
+    with node.events.subscribed([happened.name]) as subscription:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear, subscription)
+            await trio.testing.wait_all_tasks_blocked()
+            node.events.tell(happened)
+            await trio.lowlevel.checkpoint()
+            mock_clock.jump(server_sent.STILL_HERE)
+    assert found[1].startswith(b"event: peer_update")
 
 
 async def test_silence_is_broken_by_a_comment_and_a_void_key_ends_it(http, monkeypatch) -> None:
