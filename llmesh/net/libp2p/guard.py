@@ -2,7 +2,7 @@
 
 An exception that leaves a stream handler ends the whole host, and a remote peer can cause one; the
 same goes for what judges a stranger's record or follows a stranger's answers through the network.
-This is the room's only `except Exception`.
+No other module of the room has an `except Exception`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.protocol_muxer.multiselect import Multiselect
 
-__all__ = ["Handler", "contain_handlers", "contained", "contained_handler", "end_stream"]
+from llmesh.core.ids import PeerId
+from llmesh.errors import NodeUnreachable
+
+__all__ = ["Handler", "contain_handlers", "contained", "contained_handler", "end_stream", "opening_session"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,15 @@ def contained(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         _log.debug("%s failed: %r", what, error)
+
+
+@contextmanager
+def opening_session(peer: PeerId) -> Iterator[None]:
+    """Let out a cancel, and NodeUnreachable for whatever fails: libp2p reads unchecked what the peer says."""
+    try:
+        yield
+    except Exception as error:
+        raise NodeUnreachable(f"Peer {peer} opened no session: {error}.", peer_id=peer) from error
 
 
 def contained_handler(handler: Handler) -> Handler:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -23,7 +22,7 @@ from llmesh.net.host import Accept
 from llmesh.net.libp2p.addresses import endpoint, expand
 from llmesh.net.libp2p.dht import Judge, KademliaDht
 from llmesh.net.libp2p.dialer import Dialer
-from llmesh.net.libp2p.guard import contain_handlers, contained_handler, end_stream
+from llmesh.net.libp2p.guard import contain_handlers, contained_handler, end_stream, opening_session
 from llmesh.net.libp2p.link import StreamLink, open_link
 from llmesh.net.libp2p.ports import port_is_free
 from llmesh.net.libp2p.stack import build_stack
@@ -93,12 +92,9 @@ class Libp2pHost:
 
     async def _open(self, peer: PeerId) -> StreamLink:
         """A link over the connection that is there.  Raises NodeUnreachable."""
-        try:
-            with trio.fail_after(STREAM_SECONDS):
-                stream = await self._host.new_stream(ID.from_string(peer), [LINK_PROTOCOL])
-                return await _opened(stream)
-        except (BaseLibp2pError, NetworkError, trio.TooSlowError) as error:
-            raise NodeUnreachable(f"Peer {peer} opened no session: {error}.", peer_id=peer) from error
+        with opening_session(peer), trio.fail_after(STREAM_SECONDS):
+            stream = await self._host.new_stream(ID.from_string(peer), [LINK_PROTOCOL])
+            return await _opened(stream)
 
 
 @asynccontextmanager

@@ -138,9 +138,13 @@ class StreamLink:
         return self._closed or self._lane.room < 0 or self._mux.closed or self._mux.recv_closed
 
     def _ungranted(self) -> int:
-        """What the peer may be allowed to send besides what it has credit for and what is unread."""
+        """What the peer may be allowed to send besides what it has credit for and what is unread.
+
+        Nothing where that is more than a window: libp2p gives credit of its own for each read of the
+        negotiation, and a peer can make it read as often as it likes.
+        """
         room = self._lane.room
-        return WINDOW_BYTES - room - self._lane.unread - len(self._earlier) if room >= 0 else 0
+        return max(0, WINDOW_BYTES - room - self._lane.unread - len(self._earlier)) if room >= 0 else 0
 
     def _lost(self, why: str) -> NetworkError:
         return NetworkError(f"The link to peer {self.peer_id} broke: {why}.", peer_id=self.peer_id)

@@ -16,11 +16,13 @@ from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTr
 from libp2p.security.tls.transport import PROTOCOL_ID as TLS
 from libp2p.security.tls.transport import TLSTransport
 from libp2p.stream_muxer.mplex.mplex import MPLEX_PROTOCOL_ID, Mplex
+from libp2p.utils import encode_delim
 from multiaddr import Multiaddr
 
 from llmesh.errors import NetworkError, NodeUnreachable, ValidationFailed
 from llmesh.net.libp2p import dialer as dialer_module
-from llmesh.net.libp2p.host import open_libp2p_host
+from llmesh.net.libp2p.host import LINK_PROTOCOL, open_libp2p_host
+from llmesh.net.libp2p.link import WINDOW_BYTES
 from llmesh.net.libp2p.stack import MAX_CONNECTIONS_PER_PEER
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -289,6 +291,36 @@ async def test_a_peer_without_our_protocol_is_unreachable(open_hosts):
     async with open_hosts(2) as (here, there):
         with pytest.raises(NodeUnreachable, match="no session"):
             await here.dial(there.peer_id, there.addresses)
+
+
+def in_nine_bytes(line):
+    """A line of a negotiation whose length takes more bytes than it needs, each of them a read."""
+    return bytes([len(line) + 1 | 0x80, *[0x80] * 7, 0]) + line + b"\n"
+
+
+@pytest.mark.parametrize("said", [encode_delim(b"\xff"), encode_delim(b"/multistream/1.0.0") + b"\x02\xff\n"])
+async def test_a_peer_that_negotiates_in_no_language_is_unreachable(open_hosts, said):
+    async def hostile(stream):
+        await stream.write(said)
+
+    async with open_hosts(2) as (here, there):
+        there._swarm.set_stream_handler(hostile)
+        with pytest.raises(NodeUnreachable, match="no session"):
+            await here.dial(there.peer_id, there.addresses)
+
+
+async def test_a_peer_that_negotiates_at_length_gets_no_more_credit(open_hosts):
+    async def longwinded(stream):
+        for line in (b"/multistream/1.0.0", LINK_PROTOCOL.encode()):
+            await stream.write(in_nine_bytes(line))
+        await stream.write(b"pong")
+        await trio.sleep_forever()
+
+    async with open_hosts(2) as (here, there):
+        there._swarm.set_stream_handler(longwinded)
+        link = await here.dial(there.peer_id, there.addresses)
+        assert link._mux.recv_window > WINDOW_BYTES
+        assert await link.read() == b"pong"
 
 
 async def test_a_restarted_peer_is_found_at_its_new_address(open_hosts):
