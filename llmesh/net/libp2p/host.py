@@ -114,6 +114,7 @@ async def open_libp2p_host(
     upkeep = Upkeep(swarm, dialer, LINK_PROTOCOL)
     dht = KademliaDht(host, dialer, upkeep, judge)
     contain_handlers(host.get_mux())
+    swarm.set_stream_handler(contained_handler(swarm.common_stream_handler))  # it negotiates
     async with _running(host, swarm, wanted), trio.open_nursery() as nursery:
         reachable = reachable or _listening(swarm)
         nursery.start_soon(upkeep.run)

@@ -11,6 +11,7 @@ import trio
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.peer.id import ID
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
 from libp2p.security.tls.transport import PROTOCOL_ID as TLS
@@ -307,6 +308,19 @@ async def test_a_peer_that_negotiates_in_no_language_is_unreachable(open_hosts, 
         there._swarm.set_stream_handler(hostile)
         with pytest.raises(NodeUnreachable, match="no session"):
             await here.dial(there.peer_id, there.addresses)
+
+
+async def test_whoever_negotiates_in_no_language_loses_the_stream_only(open_hosts):
+    async with open_hosts(2) as (here, there):
+        there.serve(echo)
+        link = await here.dial(there.peer_id, there.addresses)
+        stream = await here._swarm.new_stream(ID.from_string(there.peer_id))
+        await stream.write(encode_delim(b"\xff"))
+        with trio.fail_after(10):
+            assert await stream.read(20) == encode_delim(b"/multistream/1.0.0")
+            with pytest.raises((StreamReset, StreamEOF)):
+                await stream.read(1)
+        assert await works(link)
 
 
 async def test_a_peer_that_negotiates_at_length_gets_no_more_credit(open_hosts):
