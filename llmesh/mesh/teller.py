@@ -9,8 +9,8 @@ operation's turn has come.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -84,7 +84,8 @@ class Teller:
             if own is None:
                 own = await self._add(content, alone=not waiting)
                 waiting.append(own)
-            await self._send_until(own, waiting)
+            with _begun():
+                await self._send_until(own, waiting)
 
     async def catch_up(self) -> None:
         """Do all that waits.  Raises TransactionFailed where the ledger does not take it yet."""
@@ -157,10 +158,7 @@ class Teller:
             raise
         except MeshError as error:
             await self._journal.commit(DelayIntent(intent.id, self._clock(), error.message))
-            raise TransactionFailed(
-                f"The ledger has not taken it yet: {error.message}",
-                next_step="Do not ask for it again: the node goes on trying by itself, and does it once.",
-            ) from error
+            raise TransactionFailed(f"The ledger has not taken it yet: {error.message}") from error
         await self._journal.commit(CompleteIntent(intent.id))
 
     async def _signed(self, intent: Intent) -> SignedOperation:
@@ -176,6 +174,16 @@ class Teller:
     async def _next_nonce(self) -> bytes:
         account = await self._ledger.account(self.signer.address)
         return (account.nonce + 1).to_bytes(8, "big")
+
+
+@contextmanager
+def _begun() -> Iterator[None]:
+    """What is in the outbox gets done, also where the ledger has taken it and the disk has not."""
+    try:
+        yield
+    except TransactionFailed as error:
+        step = "Do not ask for it again: the node goes on trying by itself, and does it once."
+        raise TransactionFailed(error.message, next_step=step) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from llmesh.journal.outbox import dead_intents, waiting_intents
 from llmesh.ledger.memory import MemoryLedger
 from llmesh.mesh.teller import KIND, Teller, sendings
 from tests.core.banking import ALICE, BOB, CHAIN, GENESIS, ISSUER, SIGN
+from tests.mesh.journals import QuickJournal
 
 OWNER = PeerId("12D3KooW" + "A" * 44)
 ACCOUNT = f"{CHAIN.id} {ALICE.hex()}"
@@ -235,3 +236,24 @@ async def test_what_was_sent_is_told_and_what_became_of_it(
     ]
     assert told == [(7, "waiting", "The iss"), (5_000, "dead", "The acc"), (5, "done", "")]
     assert await sendings(journal, CHAIN, BOB, 9) == []
+
+
+async def test_what_the_ledger_took_is_not_to_be_asked_for_again_though_the_disk_did_not_take_it(
+    ledger: FarLedger,
+) -> None:
+    journal = QuickJournal(OWNER)
+    teller = teller_of(ledger, journal)
+    submit = ledger.submit
+
+    async def fill_disk(signed: SignedOperation) -> None:
+        await submit(signed)
+        journal.full = True
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ledger, "submit", fill_disk)
+        with pytest.raises(TransactionFailed) as caught:
+            await teller.perform(bond(7))
+    assert "Do not ask for it again" in caught.value.next_step
+    journal.full = False
+    await teller.catch_up()
+    assert await stake_of(ledger) == 7
