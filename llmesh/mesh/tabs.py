@@ -223,7 +223,8 @@ class Tabs:
             tab, session = self._tabs[payee.account], self._sessions.get(candidate.peer_id)
             if session is None or tab.session is not session or tab.channel.broken:
                 return
-            await self._confirm(session, candidate, payee, window)
+            if await self._moved(tab, session, (candidate, payee), window) or tab.channel.broken:
+                return
             await self._deposits.fill(tab.channel, candidate.fee)
             deposit = await self._deposits.seen(tab.channel)
             if deposit != tab.channel.deposit:
@@ -245,31 +246,39 @@ class Tabs:
         await self._look(tab)
         if tab.channel.deposit.balance and (tab.session is not session or not tab.channel.synced):
             await self._reconcile(tab, session)
+        if tab.channel.broken:
+            raise ValidationFailed(tab.channel.broken, peer_id=candidate.peer_id)
         if tab.channel.left < candidate.fee:
-            if salt is None:
-                await self._confirm(session, candidate, payee, window)
+            if salt is None and await self._moved(tab, session, (candidate, payee), window):
+                return
             await self._deposits.cover(tab.channel, candidate.fee)
             await self._look(tab)
             tab.session = None  # the provider has yet to see it
             await self._reconcile(tab, session)
 
     async def _other(self, tab: Tab | None, candidate: Candidate, payee: Payee, salt: bytes) -> Tab:
-        """A tab by which the provider is paid from now on, in the place of another if there is one."""
+        """A tab by which the provider is paid from now on; only then another is left, if there is one."""
+        left = {(other.channel.config.receiver, other.channel.config.salt): other for other in self._left}
+        other = left.get((payee.account, salt))
+        if other is not None and other.channel.broken:
+            raise ValidationFailed(other.channel.broken, peer_id=candidate.peer_id)
         if tab is not None:
-            await self._leave(tab, candidate)
-        for known in self._left:
-            config = known.channel.config
-            if (config.receiver, config.salt) == (payee.account, salt):
-                if known.channel.broken:
-                    raise ValidationFailed(known.channel.broken, peer_id=candidate.peer_id)
-                self._left.remove(known)
-                return known
-        return await self._new(candidate, payee, salt)
+            await self._agree_last(tab, candidate)
+        if other is None:
+            other = await self._new(candidate, payee, salt)
+        else:
+            self._left.remove(other)
+        if tab is not None:
+            tab.channel.broken = LEFT  # what is left there is taken back
+            self.backlog.add_books(tab.books)
+            self._left.append(tab)
+            tab.room.unpark_all()
+        return other
 
-    async def _leave(self, tab: Tab, candidate: Candidate) -> None:
-        """Agree a last time, so that the provider can claim what it forgot; the rest is taken back."""
+    async def _agree_last(self, tab: Tab, candidate: Candidate) -> None:
+        """Let the provider know once more what it may claim, for it may have forgotten."""
         account, holding = tab.channel.config.receiver, 0
-        for former in self._left:
+        for former in list(self._left):
             deposit = await self._deposits.seen(former.channel)
             holding += former.channel.config.receiver == account and deposit.balance > deposit.claimed
         if holding >= MOST_LEFT:
@@ -279,10 +288,7 @@ class Tabs:
             with _bounded(candidate.peer_id, AGREEMENT):
                 session = await self._sessions.to(candidate.peer_id, candidate.addresses)
             await self._reconcile(tab, session)
-        tab.channel.broken = LEFT
-        self.backlog.add_books(tab.books)
-        self._left.append(tab)
-        tab.room.unpark_all()
+            tab.session = None  # nothing more is asked for by it
 
     def _all(self) -> list[Tab]:
         return [*self._tabs.values(), *self._left]
@@ -300,6 +306,13 @@ class Tabs:
             ) or said.terms != payee.terms:  # fmt: skip
                 raise ValidationFailed("The provider confirms something else than it announced.")
         return said.salt
+
+    async def _moved(self, tab: Tab, session: Session, offer: tuple[Candidate, Payee], window: float) -> bool:
+        """Have an offer confirmed; whether its provider is paid by another channel by now."""
+        if await self._confirm(session, *offer, window) == tab.channel.config.salt:
+            return False
+        tab.session = None  # `ready` then finds the other one
+        return True
 
     async def _new(self, candidate: Candidate, payee: Payee, salt: bytes) -> Tab:
         """A tab, known to the Journal before anything is paid in; one that was forgotten is found again."""

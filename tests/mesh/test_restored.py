@@ -12,13 +12,14 @@ import trio
 from trio.testing import MockClock
 
 from llmesh.core.amount import Amount
+from llmesh.core.announcement import Offer
 from llmesh.core.channel import SyncRequest
 from llmesh.core.evidence import Equivocation, convict
 from llmesh.core.exchange import Completed
 from llmesh.core.operations import Deposit, sign_operation
-from llmesh.core.payment import Reconcile
+from llmesh.core.payment import Confirmed, Reconcile
 from llmesh.core.receipt import SignedReceipt
-from llmesh.errors import Conflict, MeshError, ValidationFailed
+from llmesh.errors import Conflict, MeshError, TransactionFailed, ValidationFailed
 from llmesh.journal.channels import all_channels, reservations
 from llmesh.journal.columns import Side
 from llmesh.journal.schema import begin_anew, channel_salt
@@ -30,7 +31,7 @@ from tests.mesh.conftest import clock
 from tests.mesh.journals import QuickJournal
 from tests.mesh.people import CHAIN, START, credentials, peer, signer
 from tests.mesh.shop import ANN, FEE, Shop
-from tests.mesh.test_payments import charged, hang_up, request, second_life, spent
+from tests.mesh.test_payments import balance, charged, hang_up, request, second_life, spent
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh, Node
@@ -199,3 +200,71 @@ async def test_a_provider_that_wants_ever_new_channels_does_not_get_them(
         await restore(bob, copied(bob.journal, "bob"), b"3" * 32)
         with pytest.raises(ValidationFailed, match="again and again"):
             await ann.router.infer(request())
+
+
+async def test_where_no_other_channel_can_be_noted_it_is_tried_again(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        await ann.router.infer(request())
+        await restore(bob, copied(bob.journal, "bob"), b"1" * 32)
+        ann.journal.full = True
+        with pytest.raises(TransactionFailed):
+            await ann.router.infer(request())
+        ann.journal.full = False
+        assert (await ann.router.infer(request())).receipt is not None
+        assert await balance(mesh, "ann") == MESH("980"), "one deposit in each channel"
+        assert len(ann.payments.tabs._left) == 1
+
+
+async def test_a_channel_that_was_left_is_not_gone_back_to(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        for mark in (b"1" * 32, bytes(32)):
+            await ann.router.infer(request())
+            await restore(bob, copied(bob.journal, "bob"), mark)
+        for _ in range(2):
+            with pytest.raises(ValidationFailed, match="another channel"):
+                await ann.router.infer(request())
+        assert await balance(mesh, "ann") == MESH("980")
+        assert len(ann.payments.tabs._left) == 1
+
+
+async def test_nothing_is_paid_into_a_channel_that_its_provider_has_left(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="400")
+        await ann.router.infer(request())
+        bob.till.credentials = replace(bob.till.credentials, salt=b"1" * 32)
+        await ann.router.infer(request())
+        paid_in = {cell.config.salt: cell.deposit.balance for cell in mesh.ledger._books.channels.values()}
+        assert paid_in == {bytes(32): MESH(500), b"1" * 32: MESH(400)}
+
+
+async def test_a_deposit_is_not_filled_up_where_its_provider_has_left_the_channel(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        for _ in range(50):
+            await ann.router.infer(request())
+        confirm = bob.till.confirm
+
+        def confirm_another(offer: Offer, digest: bytes) -> Confirmed:
+            bob.till.credentials = replace(bob.till.credentials, salt=b"1" * 32)
+            return confirm(offer, digest)
+
+        bob.till.confirm = confirm_another  # type: ignore[method-assign]
+        await ann.router.infer(request())
+        await trio.sleep(5)
+        assert await balance(mesh, "ann") == MESH(990)
+        await ann.router.infer(request())
+        assert [tab.channel.config.salt for tab in ann.payments.tabs._tabs.values()] == [b"1" * 32]
