@@ -100,6 +100,7 @@ class Till:
         self._accounts = Accounts(credentials.chain, journal, ledger)
         self._charges = Charges(journal)
         self._closed = False
+        self._next_salt = secrets.token_bytes(32)
 
     def close(self) -> None:
         """Charge no more for what is cut."""
@@ -159,14 +160,16 @@ class Till:
         stored = await self._journal.read(find_receipts, Side.PROVIDER, consumer.peer_id, lost, mark)
         before = channel.best, channel.last
         answer = channel.sync(asked.request, stored, consumer.session)
+        forgot = channel.last != before[1] and asked.config.salt == self.credentials.salt
         if (channel.best, channel.last) != before:
-            books = ProviderBooks(channel.best, channel.last)
-            await self._journal.commit(RecordProviderBooks(mark, books))
-        if channel.last != before[1] and asked.config.salt == self.credentials.salt:
-            await self._change_channels()
+            books = RecordProviderBooks(mark, ProviderBooks(channel.best, channel.last))
+            # Together: once the books are there, the same reminder shows nothing any more.
+            await self._journal.commit(books, *((ChangeSalt(self._next_salt),) if forgot else ()))
+        if forgot:
+            self._change_channels()
         return answer
 
-    async def _change_channels(self) -> None:
+    def _change_channels(self) -> None:
         """A payer has a receipt of this node's that its journal should have, and more may be missing.
 
         On the channels of until now it might sign something else for what it signed already.
@@ -175,9 +178,7 @@ class Till:
             "This node has signed receipts that its journal does not have: the file is an old copy. It is"
             " paid by other channels from now on. Put journals back by `llmesh restore` only."
         )
-        salt = secrets.token_bytes(32)
-        await self._journal.commit(ChangeSalt(salt))
-        self.credentials = replace(self.credentials, salt=salt)
+        self.credentials = replace(self.credentials, salt=self._next_salt)
 
     async def run(self) -> None:
         """Follow the ledger, and forget outputs that no retry will ask for any more, until cancelled."""

@@ -268,3 +268,22 @@ async def test_a_deposit_is_not_filled_up_where_its_provider_has_left_the_channe
         assert await balance(mesh, "ann") == MESH(990)
         await ann.router.infer(request())
         assert [tab.channel.config.salt for tab in ann.payments.tabs._tabs.values()] == [b"1" * 32]
+
+
+async def test_a_payer_that_leaves_once_it_has_reminded_changes_nothing_about_that(
+    autojump_clock: MockClock,
+) -> None:
+    shop = Shop()
+    await shop.open()
+    backup = copied(shop.journal, "shop")
+    last = await receipt(shop, 1)
+    shop.journal = backup
+    shop.restart()
+    await shop.deploy()
+    await shop.reconcile()
+    backup.delay = 1.0
+    asked = Reconcile(shop.config, credentials("ann").binding(START), SyncRequest(None, last), Amount(0))
+    with trio.move_on_after(0.5):
+        await shop.provider.answer(asked, ANN)
+    assert await shop.charged() == 100
+    assert shop.till.credentials.salt == channel_salt(backup.db) != bytes(32)
