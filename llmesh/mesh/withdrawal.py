@@ -1,8 +1,9 @@
 """Withdrawal: takes back what this node has deposited where it is of no use any more, by itself.
 
-That is a channel whose provider has cheated, at once, and one that nothing was bought on for long.
-The ledger makes its payer wait, so that the provider can still claim what it has vouchers for; what is
-left by then comes back into the balance.
+That is a channel whose provider has cheated or is paid by another, at once, and one that nothing was
+bought on for long.  The ledger makes its payer wait, so that the provider can still claim what it has
+vouchers for; what is left by then comes back into the balance.  What was bought stays for its provider,
+unless that has cheated.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from llmesh.journal.channels import ChannelRow, RecordDeposit, all_channels, res
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.ledger.ledger import REFUSALS, Ledger
+from llmesh.mesh.tabs import LEFT
 from llmesh.mesh.teller import Teller
 
 __all__ = ["Withdrawal", "WithdrawalSettings"]
@@ -93,7 +95,8 @@ class Withdrawal:
         deposit, now = cell.deposit, self._settings.clock()
         if deposit.withdrawing:
             return FinalizeWithdraw(row.id) if now >= cell.free_at else None
-        spent = deposit.claimed if row.broken else max(deposit.claimed, row.charged)
+        cheated = row.broken not in ("", LEFT)
+        spent = deposit.claimed if cheated else max(deposit.claimed, row.charged)
         idle = now - self._unchanged(row, now) >= self._settings.idle and not doubtful
         if deposit.balance <= spent or not (row.broken or idle):
             return None

@@ -150,7 +150,7 @@ async def test_payers_go_over_to_another_channel_and_nobody_loses_anything(
         await settle(mesh, ann, bob)
         left = await mesh.ledger.channel(rows[bytes(32)].id)
         assert left is not None
-        assert (left.deposit.withdrawing, left.deposit.claimed) == (MESH(10), MESH("0.5"))
+        assert (left.deposit.withdrawing, left.deposit.claimed) == (MESH("9.5"), MESH("0.5"))
         assert await ann.journal.read(reservations) == []
         async with second_life(ann, mesh) as (router, tabs):
             await router.infer(request())
