@@ -70,7 +70,8 @@ def restore(backup: Path, path: Path, owner: PeerId) -> Path | None:
     with opening(backup), closing(apsw.Connection(str(backup), flags=apsw.SQLITE_OPEN_READONLY)) as source:
         write_backup(source, fresh, lambda: None)
     with opening(fresh), closing(apsw.Connection(str(fresh))) as copy:
-        copy.execute("PRAGMA fullfsync = ON; PRAGMA synchronous = FULL")
+        # In memory, for a log left by a crash in here would be played into the copy of the next try.
+        copy.execute("PRAGMA fullfsync = ON; PRAGMA synchronous = FULL; PRAGMA journal_mode = MEMORY")
         begin_anew(copy, owner, secrets.token_bytes(32))
     kept = _keep(path) if path.exists() else None
     fresh.replace(path)

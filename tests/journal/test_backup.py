@@ -239,3 +239,21 @@ async def test_a_backup_of_an_earlier_version_is_restored_too(
     async with open_journal(path, rows.owner) as journal:
         assert await journal.read(channel_salt) != bytes(32)
         assert await charges(journal, rows) == 0
+
+
+async def test_an_interrupted_restore_leaves_no_log_for_the_copy_of_the_next(
+    path: Path, copy: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(db: apsw.Connection, *_: object) -> None:
+        db.execute("BEGIN; UPDATE journal SET failures = 7")
+        left.extend(file.name for file in path.parent.glob("*restored*"))
+        raise KeyboardInterrupt
+
+    left: list[str] = []
+    await fill(path, rows, 3)
+    async with open_journal(path, rows.owner) as journal:
+        await journal.backup(copy)
+    monkeypatch.setattr(backups, "begin_anew", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        restore(copy, path, rows.owner)
+    assert left == [f"{path.name}.restored"]
