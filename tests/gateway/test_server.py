@@ -73,7 +73,8 @@ async def test_a_get_that_is_refused_leaves_its_connection_open(port: int) -> No
             assert status == 404
 
 
-async def test_stopping_ends_idle_connections_at_once(app: QuartTrio) -> None:
+async def test_stopping_ends_idle_connections_at_once(app: QuartTrio, monkeypatch) -> None:
+    monkeypatch.setattr(server, "GRACE", 3600.0)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         listener = bind("127.0.0.1", 0)
@@ -83,7 +84,7 @@ async def test_stopping_ends_idle_connections_at_once(app: QuartTrio) -> None:
             await stream.send_all(post(BODY))
             await read_answer(stream)
             stop.set()
-            with trio.fail_after(1):
+            with trio.fail_after(20):
                 assert await stream.receive_some() == b""
 
 
@@ -93,14 +94,14 @@ async def test_a_client_that_hangs_up_cancels_its_inference(port: int, router) -
         await stream.send_all(post(BODY))
         await router.entered.wait()
         assert not router.cancelled.is_set()
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         await router.cancelled.wait()
 
 
 async def test_a_body_said_to_be_huge_is_refused_unread(port: int, router) -> None:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(post(b"{", length=10**12))
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             status, body = await read_answer(stream)
     assert (status, body["code"]) == (413, 4004)
     assert not router.requests
@@ -111,7 +112,7 @@ async def test_a_body_that_grows_huge_is_refused_on_the_way(port: int) -> None:
     chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(head + chunk * 4)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             status, body = await read_answer(stream)
         assert (status, body["code"]) == (413, 4004)
         await stream.send_all(chunk)  # still taken, and dropped
@@ -205,7 +206,7 @@ async def test_stopping_lets_a_running_request_finish(app: QuartTrio, router) ->
 async def test_stopping_does_not_wait_for_ever(app: QuartTrio, router) -> None:
     router.answer = forever
     stop = trio.Event()
-    with trio.fail_after(4):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
             stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
@@ -225,7 +226,7 @@ async def test_a_client_that_does_not_read_holds_nothing_up(app: QuartTrio, rout
 
     router.answer = big
     stop = trio.Event()
-    with trio.fail_after(4):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(serve, app, bind("127.0.0.1", 0), stop)
             stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
@@ -242,7 +243,7 @@ async def read_late(stream: trio.SocketStream, seconds: float) -> int:
     """Bytes that come after so many seconds without reading, until the connection is closed."""
     await trio.sleep(seconds)
     size = 0
-    with trio.fail_after(2), suppress(trio.BrokenResourceError):
+    with trio.fail_after(20), suppress(trio.BrokenResourceError):
         while data := await stream.receive_some(1 << 20):
             size += len(data)
     return size
@@ -265,7 +266,7 @@ async def test_a_client_that_does_not_read_is_lost_in_time(port: int, big, monke
     monkeypatch.setattr(server, "PATIENCE", 0.2)
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(post(BODY))
-        assert 0 < await read_late(stream, 0.5) < BIG
+        assert 0 < await read_late(stream, 2.0) < BIG
 
 
 async def test_a_stream_that_is_not_read_is_given_up(port: int, router, monkeypatch) -> None:
@@ -274,7 +275,7 @@ async def test_a_stream_that_is_not_read_is_given_up(port: int, router, monkeypa
     router.answer = forever
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(post(BODY, "Accept: text/event-stream"))
-        assert 0 < await read_late(stream, 0.5) < BIG
+        assert 0 < await read_late(stream, 2.0) < BIG
     assert router.entered.is_set() == router.cancelled.is_set()  # nothing goes on
 
 
@@ -292,7 +293,7 @@ async def test_a_window_that_never_opens_is_given_up(port: int, big, monkeypatch
     client.send_data(1, BODY, end_stream=True)
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(client.data_to_send())
-        assert 0 < await read_late(stream, 0.5) < BIG
+        assert 0 < await read_late(stream, 2.0) < BIG
 
 
 async def test_all_who_wait_are_let_in_at_once(tmp_path: Path) -> None:

@@ -55,14 +55,14 @@ def open_hosts() -> OpenHosts:
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(8):
+    with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110 -- libp2p tells nobody
             await trio.sleep(0.02)
 
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """Wait at most 8 s for a condition that libp2p brings about in tasks of its own."""
+    """Wait at most 30 s for a condition that libp2p brings about in tasks of its own."""
     return wait_until
 
 

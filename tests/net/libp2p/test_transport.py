@@ -96,7 +96,7 @@ async def test_a_write_ignores_cancels():
 async def test_a_frozen_peer_costs_the_socket_not_the_writer(monkeypatch):
     monkeypatch.setattr(transport_module, "WRITE_SECONDS", 0.2)
     pipe, far = await socket_pair()
-    with trio.fail_after(2), pytest.raises(ConnectionClosedError, match="took too little"):
+    with trio.fail_after(20), pytest.raises(ConnectionClosedError, match="took too little"):
         await pipe.write(bytes(50_000_000))
     assert pipe.closed.is_set()
     with pytest.raises(ConnectionClosedError):
@@ -116,7 +116,7 @@ async def test_a_peer_that_takes_data_by_the_drop_cannot_stretch_a_write_for_eve
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sip)
-        with trio.fail_after(5), pytest.raises(ConnectionClosedError, match="took too little"):
+        with trio.fail_after(20), pytest.raises(ConnectionClosedError, match="took too little"):
             await pipe.write(bytes(200_000_000))
         nursery.cancel_scope.cancel()
     assert pipe.closed.is_set()
@@ -129,7 +129,7 @@ async def test_closing_wakes_a_reader_and_is_no_checkpoint():
         scope.cancel()
         await pipe.close()
     assert not scope.cancelled_caught
-    with trio.fail_after(1):
+    with trio.fail_after(20):
         assert await pipe.read(1) == b""
     await far.aclose()
 
