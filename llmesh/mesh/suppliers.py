@@ -95,7 +95,8 @@ class Suppliers:
             if not isinstance(failure, NodeBusy) or trio.current_time() >= give_up_at:
                 raise failure
             log.info("all who give model %s are busy; they are asked again", self._model)
-            await trio.sleep(failure.retry_after or FINDING)
+            # What they ask for within reason: one of them may say a month, or a millisecond.
+            await trio.sleep(min(max(failure.retry_after or FINDING, 1.0), FINDING))
 
     def ready(self, manifest: Manifest, besides: Collection[PeerId]) -> list[PeerAddress]:
         """Whom to turn to now for blocks of that manifest, best first."""

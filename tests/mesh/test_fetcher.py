@@ -471,16 +471,18 @@ async def test_a_slow_source_does_not_hold_up_the_end(autojump_clock: MockClock,
             assert trio.current_time() - start < 2 * mesh.size / 1_000_000 + 3
 
 
+@pytest.mark.parametrize("asked", [5.0, 1e6])
 async def test_a_fetch_ends_where_no_provider_ever_has_a_place(
-    autojump_clock: MockClock, tmp_path: Path
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: float
 ) -> None:
+    monkeypatch.setattr("llmesh.mesh.seeder.RETRY_AFTER", asked)
     async with swarm(tmp_path) as mesh:
         await mesh.add("full", limits=SeederLimits(transfers=0))
         async with mesh.us() as node:
             start = trio.current_time()
             with pytest.raises(NodeBusy) as caught:
                 await node.fetch()
-            assert caught.value.retry_after == 5
+            assert caught.value.retry_after == asked
             assert 600 <= trio.current_time() - start < 700
 
 
