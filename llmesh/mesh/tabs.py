@@ -67,7 +67,7 @@ AGREEMENT = 8.0
 LEFT = "Its provider was restored from a backup and is paid by another channel now."
 """Why nothing more is authorised on a channel though nobody has cheated."""
 MOST_LEFT = 2
-"""Channels to one provider that may still hold money when it wants one more."""
+"""Channels to one provider that may still hold money of this node's when it wants one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,8 @@ class Tabs:
         account, holding = tab.channel.config.receiver, 0
         for former in list(self._left):
             deposit = await self._deposits.seen(former.channel)
-            holding += former.channel.config.receiver == account and deposit.balance > deposit.claimed
+            gone = max(deposit.claimed, former.channel.books.spent)
+            holding += former.channel.config.receiver == account and deposit.balance > gone
         if holding >= MOST_LEFT:
             raise ValidationFailed("It wants another channel again and again.", peer_id=candidate.peer_id)
         await self._look(tab)

@@ -32,6 +32,7 @@ from tests.mesh.journals import QuickJournal
 from tests.mesh.people import CHAIN, START, credentials, peer, signer
 from tests.mesh.shop import ANN, FEE, Shop
 from tests.mesh.test_payments import balance, charged, hang_up, request, second_life, spent
+from tests.mesh.test_withdrawal import DAY, Later
 
 if TYPE_CHECKING:
     from tests.mesh.conftest import Mesh, Node
@@ -287,3 +288,21 @@ async def test_a_payer_that_leaves_once_it_has_reminded_changes_nothing_about_th
         await shop.provider.answer(asked, ANN)
     assert await shop.charged() == 100
     assert shop.till.credentials.salt == channel_salt(backup.db) != bytes(32)
+
+
+async def test_what_a_provider_has_yet_to_claim_keeps_nobody_from_going_over(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    async with open_mesh() as mesh:
+        later = Later(mesh)
+        ann, bob = await mesh.add("ann"), await mesh.add("bob")
+        await bob.deploy("senti", "a", fee="0.1")
+        back = later.withdrawing(ann, mesh.ledger)
+        for mark in (1, 2, 3):
+            await ann.router.infer(request())
+            await trio.sleep(1)
+            for _ in range(2):
+                await back.withdraw()
+                later.shift += DAY + 60
+            await restore(bob, copied(bob.journal, "bob"), bytes((mark,)) * 32)
+        assert (await ann.router.infer(request())).receipt is not None
