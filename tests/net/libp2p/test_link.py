@@ -181,8 +181,9 @@ async def test_the_names_that_links_read_past_the_stream_class_exist(open_hosts)
         assert isinstance(mux.recv_window, int)
         assert isinstance(mux.stream_id, int)
         assert mux.stream_id in mux.conn.stream_buffers
-        assert callable(mux.send_window_update)
-        assert callable(mux.conn.read_stream)
+        assert mux.stream_id in mux.conn.stream_events
+        assert isinstance(mux.send_window, int)
+        assert [mux.closed, mux.send_closed, mux.recv_closed] == [False] * 3
 
 
 async def test_a_closed_link_leaves_no_lane_behind(open_hosts, monkeypatch):
