@@ -13,7 +13,7 @@ from llmesh.core.announcement import Offer
 from llmesh.core.exchange import Completed, Event
 from llmesh.core.ids import ModelId, PeerId
 from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result, Usage
-from llmesh.errors import MeshError
+from llmesh.errors import MeshError, NetworkError
 from llmesh.mesh.events import Events, InferenceEnded, ModelAnnounced, ModelChange, Served
 from llmesh.mesh.provider import Provider
 from llmesh.mesh.router import Streamed
@@ -67,6 +67,8 @@ def seen(events: Events, provider: Provider) -> Serve:
                     aclosing(_watched(events, provider, attempt, since, pieces)) as watched,
                 ):
                     yield watched
+            except NetworkError:  # the consumer has left: so it is given up
+                raise
             except MeshError as error:
                 events.tell(_served(provider, attempt, since, _NOTHING, error))
                 raise

@@ -15,7 +15,7 @@ from llmesh.core.ids import ModelId, PeerId, RequestId
 from llmesh.core.inference import Attempt, Consumer, InferenceRequest, Result
 from llmesh.core.reference import ModelRef
 from llmesh.core.trace import Trace
-from llmesh.errors import MeshError, ModelNotFound, RequestTimeout
+from llmesh.errors import MeshError, ModelNotFound, NetworkError, RequestTimeout
 from llmesh.mesh.events import EventName, Events, InferenceEnded, Served, Subscription
 from llmesh.mesh.tracing import current_trace, traced
 from llmesh.mesh.witness import asked, seen
@@ -94,6 +94,28 @@ async def test_a_provider_tells_of_what_it_serves(open_mesh: OpenMesh, autojump_
             ended = await only(told)
             assert isinstance(ended.error, RequestTimeout)
             assert ended.fee == Amount(0)
+
+
+async def test_what_a_consumer_cuts_is_not_told_by_the_provider(
+    open_mesh: OpenMesh, autojump_clock: MockClock
+) -> None:
+    """Its next piece finds the call over before the cancel arrives."""
+    events, ann = Events(), Consumer(peer("ann"))
+    async with open_mesh() as mesh:
+        node = await mesh.add("node")
+        await node.deploy("senti", "c")
+        serve = seen(events, node.provider)
+
+        async def cut() -> None:
+            async with serve(Attempt(REQUEST.id, 1, MODEL, {"text": "hi"}, Amount.parse(1), 5.0), ann):
+                raise NetworkError("The call is over.")
+
+        with events.subscribed({EventName.INFERENCE}) as told:
+            with pytest.raises(NetworkError):
+                await cut()
+            with trio.move_on_after(1) as nothing:
+                await anext(told)
+    assert nothing.cancelled_caught
 
 
 async def test_a_trace_is_carried_over_the_mesh(open_mesh: OpenMesh, autojump_clock: MockClock) -> None:
