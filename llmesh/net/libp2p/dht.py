@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import trio
 from libp2p.host.basic_host import BasicHost
+from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -25,6 +26,7 @@ from llmesh.core.ids import PeerId, peer_id
 from llmesh.errors import NodeUnreachable, ValidationFailed
 from llmesh.net.host import PeerAddress
 from llmesh.net.libp2p.addresses import well_formed
+from llmesh.net.libp2p.answering import Answering
 from llmesh.net.libp2p.dialer import Dialer
 from llmesh.net.libp2p.guard import contained
 from llmesh.net.libp2p.upkeep import Upkeep
@@ -46,9 +48,8 @@ IDENTIFY_SECONDS = 1.0
 SETTLE_SECONDS = 0.1
 # Answers after which a fresh read stops asking; without, it asks the whole network.
 QUORUM = 5
-# What strangers may store with us: 64 MiB of values, and keys with at most 20 entry points each.
+# What strangers may store with us: 64 MiB of announcements.
 MAX_VALUES = 4096
-MAX_PROVIDED_KEYS = 4096
 # A young table is filled soon after joining, an old one kept fresh; each time costs half a megabyte
 # in a network of 60, most of it handshakes.
 REFRESH_SECONDS = (5.0, 30.0, 3600.0)
@@ -71,6 +72,8 @@ class KademliaDht:
             strict_validation=True,
             max_peers_per_subnet=0,
         )
+        self._answering = Answering(self._kad)
+        host.set_stream_handler(PROTOCOL_ID, self._answering.answer)
         self._turn = trio.Lock()
         self._next_provide = 0.0
 
@@ -193,9 +196,6 @@ class KademliaDht:
     def _forget(self) -> None:
         self._kad.value_store.cleanup_expired()
         self._kad.provider_store.cleanup_expired()
-        provided = self._kad.provider_store.providers
-        for key in list(provided)[: max(0, len(provided) - MAX_PROVIDED_KEYS)]:
-            del provided[key]
 
 
 class _Announcements(Validator):

@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 import trio
 from libp2p.abc import INetStream
+from libp2p.host.ping import ID as PING
+from libp2p.host.ping import handle_ping
 from libp2p.protocol_muxer.multiselect import Multiselect
 
 from llmesh.core.ids import PeerId
@@ -61,6 +63,7 @@ def contained_handler(handler: Handler) -> Handler:
 
 def contain_handlers(mux: Multiselect) -> None:
     """Put the wall around the handlers that libp2p registered itself (identify, ping, the hash table)."""
+    mux.add_handler(PING, handle_ping)  # the one that was there notes down every peer for ever
     for protocol, handler in list(mux.handlers.items()):
         if handler is not None:
             mux.add_handler(protocol, contained_handler(handler))

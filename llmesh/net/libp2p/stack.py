@@ -13,6 +13,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from libp2p.rcmgr.connection_limits import ConnectionLimits
 from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -22,6 +23,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from llmesh.net.libp2p.lanes import Muxers
 from llmesh.net.libp2p.noise import Noise
+from llmesh.net.libp2p.peerstore import BoundedPeerStore
 from llmesh.net.libp2p.transport import Tcp
 
 __all__ = ["build_stack"]
@@ -50,6 +52,7 @@ def build_stack(
     noise = Noise(pair, noise_privkey=create_new_noise_pair().private_key)
     host = new_host(
         key_pair=pair,
+        peerstore_opt=BoundedPeerStore(ID.from_pubkey(pair.public_key)),
         listen_addrs=listen,
         transports=[Tcp()],
         sec_opt={NOISE: noise},

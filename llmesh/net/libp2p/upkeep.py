@@ -55,6 +55,8 @@ class Upkeep:
                 await _close_all([each for each in self._connections() if _is_flooded(each)])
             await self.sweep()
             await self.prune()
+            # It notes down every peer that left, and forgets them only where it dials, which it may not here.
+            self._swarm.auto_connector._prune_tracking_caches()
 
     async def hang_up(self) -> None:
         """Close every connection; takes about 0.2 s."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import socket
@@ -10,6 +11,7 @@ import pytest
 import trio
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.host.ping import PingService
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.peer.id import ID
@@ -336,6 +338,15 @@ async def test_a_peer_that_negotiates_at_length_gets_no_more_credit(open_hosts):
         link = await here.dial(there.peer_id, there.addresses)
         assert link._mux.recv_window > WINDOW_BYTES
         assert await link.read() == b"pong"
+
+
+async def test_pings_are_answered_and_nobody_is_noted_down(open_hosts):
+    async with open_hosts(2) as (here, there):
+        there.serve(echo)
+        await here.dial(there.peer_id, there.addresses)
+        services = [each for each in gc.get_objects() if isinstance(each, PingService)]
+        assert await PingService(here._host).ping(ID.from_string(there.peer_id))
+        assert not any(service._inbound_streams for service in services)
 
 
 async def test_a_restarted_peer_is_found_at_its_new_address(open_hosts):

@@ -96,3 +96,12 @@ async def test_nobody_is_dialled_that_nobody_asked_for(open_hosts):
         here._host.get_peerstore().add_addrs(peer, [Multiaddr(there.addresses[0])], 3600)
         await here._swarm.auto_connector.maybe_connect()
         assert here.connection_count == 0
+
+
+async def test_those_who_left_are_forgotten(open_hosts, eventually, monkeypatch):
+    monkeypatch.setattr(upkeep_module, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(upkeep_module, "SWEEP_SECONDS", 0.05)
+    async with open_hosts(1) as (here,):
+        left = here._swarm.auto_connector._recent_disconnects
+        left.update((ID(number.to_bytes(4, "big")), 0.0) for number in range(1000))
+        await eventually(lambda: not left)
