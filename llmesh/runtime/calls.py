@@ -150,12 +150,14 @@ class Calls:
         gone = [call for call in self._calls.values() if self._goes_down(call, cause)]
         for call in gone:
             self._drop(call, now)
-        self.send_again()
+        self.send_again(now)
         return gone
 
-    def send_again(self) -> None:
-        """To a fresh worker, all that are there."""
-        for call in self._calls.values():
+    def send_again(self, now: float) -> None:
+        """To a fresh worker, all that are there; it knows nothing of those whose callers have left."""
+        for call in list(self._calls.values()):
+            if call.cancelled_at is not None:
+                self._drop(call, now)
             call.sent, call.accepted_at = False, None
         self._outbox = deque(self._calls.values())
 

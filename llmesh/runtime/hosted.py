@@ -194,7 +194,7 @@ class HostedModel:
         """After the life of a worker: who fails with it."""
         now = trio.current_time()
         if fault is None:
-            self._calls.send_again()
+            self._calls.send_again(now)
         elif isinstance(fault, NodeBusy | TooLarge):
             _end(self._calls.drop_all(now), fault)
         else:

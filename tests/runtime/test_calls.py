@@ -131,6 +131,14 @@ def test_a_cancelled_call_takes_the_blame() -> None:
     assert calls.next_frame() == waiting.frame
 
 
+def test_who_has_left_is_not_sent_to_a_fresh_worker() -> None:
+    calls, (gone, waiting) = table("sent", "sent")
+    calls.cancel(gone, 1.0)
+    calls.send_again(2.0)
+    assert [calls.next_frame() for _ in range(2)] == [waiting.frame, None]
+    assert calls.obey_by() == float("inf")
+
+
 def test_cancelling() -> None:
     calls, (sent, unsent) = table("accepted", "new")
     assert calls.obey_by() == float("inf")
