@@ -116,7 +116,9 @@ class BatchedModel(Generic[Input]):
 
     def step(self, joining: Sequence[Job[Input]]) -> Iterator[tuple[Job[Input], Outcome]]:
         """One run.  A batch that fails is tried again one by one, so that only the cause is lost."""
-        jobs = joining or [self._again.popleft()]
+        jobs = joining or self._next_again()
+        if not jobs:
+            return
         stop = self._begin(jobs)
         start = time.perf_counter()
         try:
@@ -145,6 +147,11 @@ class BatchedModel(Generic[Input]):
             elif job in self._again:
                 self._again.remove(job)
             return True
+
+    def _next_again(self) -> list[Job[Input]]:
+        """None where the last has just left."""
+        with self._changing:
+            return [self._again.popleft()] if self._again else []
 
     def _try_again(self) -> None:
         with self._changing:

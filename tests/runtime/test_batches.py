@@ -205,6 +205,15 @@ def test_who_left_is_not_tried_again() -> None:
     assert not model.busy
 
 
+def test_the_last_to_be_tried_again_may_leave_at_any_moment() -> None:
+    model = at_work(Counting())
+    jobs = jobs_of(5, -5)
+    assert ended(model, model.take(jobs)) == {}
+    assert model.busy
+    assert [model.leave(job) for job in jobs] == [True, True]
+    assert list(model.step([])) == []
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(1, 16), st.integers(1, 2_000))
 def test_a_batch_is_within_its_bounds(lengths: list[int], limit: int, most: int) -> None:
     jobs = jobs_of(*lengths)
