@@ -100,7 +100,8 @@ class _Service:
                     self._listen()
             if self._window:
                 time.sleep(self._window)
-                self._choose()
+                if not self._choose():  # all have left
+                    continue
             while self._step():
                 pass
 

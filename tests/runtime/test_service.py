@@ -36,6 +36,8 @@ class Played:
         self.go = threading.Event()
         self.entered = threading.Semaphore(0)
         self.left: list[Job[int]] = []
+        self.asked: list[list[int]] = []
+        self.asking = threading.Semaphore(0)
         self._at: dict[Job[int], int] = {}
 
     @property
@@ -46,6 +48,8 @@ class Played:
         return 0
 
     def take(self, waiting: Sequence[Job[int]]) -> list[Job[int]]:
+        self.asked.append([job.call for job in waiting])
+        self.asking.release()
         return list(waiting[: self.batch - len(self._at)])
 
     def step(self, joining: Sequence[Job[int]]) -> Iterator[tuple[Job[int], Outcome]]:
@@ -68,13 +72,13 @@ class Played:
 class Node:
     """The other end of the two pipes."""
 
-    def __init__(self, model: Played) -> None:
+    def __init__(self, model: Played, window: float = 0.0) -> None:
         orders, self._orders = os.pipe()
         self._events, events = os.pipe()
         self._splitter = Splitter(MAX_BODY)
         self._bodies: list[bytes] = []
         self._out = os.fdopen(events, "wb")
-        arguments = (model, 0.0, Orders(orders), self._out)
+        arguments = (model, window, Orders(orders), self._out)
         threading.Thread(target=serve, args=arguments, daemon=True).start()
         self._open = [orders, self._events]
 
@@ -102,8 +106,8 @@ def node_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(service.os, "_exit", end_process)
     nodes: list[Node] = []
 
-    def start(model: Played) -> Node:
-        nodes.append(Node(model))
+    def start(model: Played, window: float = 0.0) -> Node:
+        nodes.append(Node(model, window))
         return nodes[-1]
 
     yield start
@@ -159,3 +163,22 @@ def test_who_waits_is_cancelled_at_once_and_who_runs_is_asked_of_the_model(node_
     model.go.set()
     node.order((3, INFER))
     assert node.hear(2) == [(3, Accepted()), (3, Whole({}, Usage()))]
+
+
+def test_a_window_in_which_all_have_left_is_over_at_once(
+    node_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look again for somebody would take what another thread has begun."""
+    model, open_window = Played(0), threading.Event()
+    monkeypatch.setattr(service.time, "sleep", lambda _: open_window.wait(10))
+    node = node_of(model, 0.5)
+    model.go.set()
+    node.order((1, INFER))
+    assert node.hear(1) == [(1, Accepted())]
+    node.order((1, Cancel()))
+    assert node.hear(1) == [(1, Cancel())]
+    open_window.set()
+    assert model.asking.acquire(timeout=10)
+    node.order((2, INFER))
+    assert node.hear(2) == [(2, Accepted()), (2, Whole({}, Usage()))]
+    assert model.asked[:2] == [[], [2]]
