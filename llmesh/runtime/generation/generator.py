@@ -181,7 +181,7 @@ class Generator:
         start = time.perf_counter()
         part = job.prompt[job.read : job.read + self._graph.piece]
         try:
-            logits, job.past = self._graph.read(part, job.past or self._graph.empty())
+            logits, job.past = self._graph.read(part, job.past or self._graph.empty(), job.stop)
         except ModelFailed as error:
             return error
         job.read += len(part)

@@ -19,8 +19,9 @@ import onnxruntime as ort
 
 from llmesh.errors import ModelFailed, ValidationFailed
 from llmesh.runtime.generation.settings import ModelSettings
+from llmesh.runtime.graph import Stop
 
-__all__ = ["Array", "Floats", "Graph", "Past", "failure", "open_session", "run_session"]
+__all__ = ["Array", "Floats", "Graph", "Past", "Stop", "failure", "open_session", "run_session"]
 
 Array: TypeAlias = "npt.NDArray[Any]"
 Floats: TypeAlias = "npt.NDArray[np.float32]"
@@ -69,10 +70,10 @@ class Graph:
         """The cache of a row that has read nothing."""
         return [np.zeros((1, self.heads, 0, self.head_size), self.dtype) for _ in self.past]
 
-    def read(self, tokens: list[int], past: Past) -> tuple[Floats, Past]:
+    def read(self, tokens: list[int], past: Past, stop: Stop | None = None) -> tuple[Floats, Past]:
         """Read `tokens` after `past`, alone: the logits `[vocabulary]` after the last, and the longer cache.
 
-        Raises ModelFailed where onnxruntime does.
+        Raises ModelFailed where onnxruntime does, and where it is stopped.
         """
         had = past[0].shape[2]
         ids = np.array([tokens], self.index_type)
@@ -83,7 +84,8 @@ class Graph:
         )
         if self.branch:
             feed["use_cache_branch"] = np.array([had > 0])
-        logits, *present = self.run(["logits", *self.present], feed | dict(zip(self.past, past, strict=True)))
+        feed |= dict(zip(self.past, past, strict=True))
+        logits, *present = self.run(["logits", *self.present], feed, stop)
         return np.asarray(logits[0, -1], np.float32), present
 
     def feed(self, ids: Array, mask: Array, positions: Array) -> dict[str, Array]:
@@ -97,9 +99,9 @@ class Graph:
             feed["use_cache_branch"] = np.array([True])
         return feed
 
-    def run(self, outputs: list[str], feed: dict[str, Array]) -> list[Array]:
+    def run(self, outputs: list[str], feed: dict[str, Array], stop: Stop | None = None) -> list[Array]:
         """See run_session."""
-        return run_session(self.session, outputs, feed)
+        return run_session(self.session, outputs, feed, stop)
 
     def _count_vocabulary(self) -> int:
         """Reading one token also proves that the inputs are of the right types and shapes."""
@@ -134,10 +136,12 @@ def open_session(path: Path, threads: int, content: bytes | None = None) -> ort.
         raise ValidationFailed(f"{path.name} does not load: {failure(error).message}") from None
 
 
-def run_session(session: ort.InferenceSession, outputs: list[str], feed: Mapping[str, Array]) -> list[Array]:
+def run_session(
+    session: ort.InferenceSession, outputs: list[str], feed: Mapping[str, Array], stop: Stop | None = None
+) -> list[Array]:
     """Run once.  Raises ModelFailed with the first line of what onnxruntime says."""
     try:
-        found: list[Array] = session.run(outputs, feed)
+        found: list[Array] = session.run(outputs, feed, stop.options if stop else None)
     except Exception as error:
         raise failure(error) from None
     return found

@@ -9,7 +9,7 @@ from typing import Literal, NewType, TypeAlias
 
 from llmesh.core.inference import Usage
 from llmesh.errors import MeshError, ModelFailed
-from llmesh.runtime.generation.graph import Floats, Graph, Past
+from llmesh.runtime.generation.graph import Floats, Graph, Past, Stop
 from llmesh.runtime.generation.layout import Layout
 from llmesh.runtime.generation.rows import columns_for, rows_for
 from llmesh.runtime.generation.sampling import Choice, Chooser, choose, choose_again
@@ -56,7 +56,10 @@ Event: TypeAlias = "Piece | Finished | Failed"
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request under way: at most `most` tokens after `prompt`, of which `read` are in `past`."""
+    """One request under way: at most `most` tokens after `prompt`, of which `read` are in `past`.
+
+    `stop` ends the reading of its prompt, which the job then fails by.
+    """
 
     id: JobId
     prompt: list[int]
@@ -65,6 +68,7 @@ class Job:
     chooser: Chooser
     text: TextStream
     past: Past = field(default_factory=list)
+    stop: Stop = field(default_factory=Stop)
     read: int = 0
     token: int = -1
     count: int = 0

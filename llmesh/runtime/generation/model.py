@@ -70,9 +70,13 @@ class TextGenerator:
             yield from self._say(event)
 
     def leave(self, job: _Job) -> bool:
-        """Its row is free at the next step, which says Cancel."""
+        """Its row is free at the next step, which says Cancel, unless others are there.
+
+        These can be in the middle of a long step, which is not to be taken for one that does not stop.
+        """
         self._left.add(job)
-        return False
+        job.input.stop.set()
+        return any(other not in self._left for other in list(self._jobs.values()))
 
     def _take_leave(self) -> Iterator[tuple[_Job, worker.Outcome]]:
         while self._left:
