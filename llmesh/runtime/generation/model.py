@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,8 +57,13 @@ class TextGenerator:
         return self._generator.prepare(GenerationRequest.parse(values))
 
     def take(self, waiting: Sequence[_Job]) -> list[_Job]:
-        """As many as there are rows for."""
-        return list(waiting[: max(0, self.batch - len(self._jobs))])
+        """As many as there are rows for; one that is to be alone shares none with others."""
+        if any(job.alone for job in self._jobs.values()):
+            return []
+        if waiting and waiting[0].alone:
+            return [] if self._jobs else [waiting[0]]
+        room = waiting[: max(0, self.batch - len(self._jobs))]
+        return list(takewhile(lambda job: not job.alone, room))
 
     def step(self, joining: Sequence[_Job]) -> Iterator[tuple[_Job, worker.Outcome]]:
         """One token for every job that has its prompt read."""

@@ -60,3 +60,16 @@ def test_a_prompt_that_nobody_waits_for_is_not_read_to_its_end(
     assert all(isinstance(outcome, Chunk) for outcome in outcomes.get(2, []))
     assert model.take([]) == []
     assert model.busy
+
+
+def test_who_is_to_run_alone_does(model: TextGenerator, jobs: list[Job[Work]]) -> None:
+    first, lone, last = jobs
+    lone.alone = True
+    assert model.take(jobs) == [first]
+    said(model, [first])
+    assert model.take([lone, last]) == []
+    model.leave(first)
+    said(model, [])
+    assert model.take([lone, last]) == [lone]
+    said(model, [lone])
+    assert model.take([last]) == []
