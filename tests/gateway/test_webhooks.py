@@ -26,6 +26,8 @@ from llmesh.gateway.gate import Gate
 from llmesh.gateway.webhooks.courier import Courier, CourierSettings, open_courier
 from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.journal.open import open_journal
+from llmesh.journal.webhooks import AddWebhook, Webhook
+from llmesh.journal.writer import Change
 from llmesh.mesh.events import Events, InferenceEnded, ModelDeployed, Served
 
 
@@ -327,3 +329,21 @@ async def test_what_was_not_sent_survives_a_restart(tmp_path: Path, mock_clock) 
                 events.tell(DONE)
             await until(world, start + 1, 60 * start)
     assert len({headers["webhook-id"] for _, headers, _ in callout.posted}) == 1
+
+
+async def test_who_hangs_up_in_the_middle_is_heard_all_the_same(world: World, mock_clock) -> None:
+    """The change is durable by then, so what is told from now on must go by it."""
+    scope, token = trio.CancelScope(), trio.lowlevel.current_trio_token()
+
+    @dataclass(frozen=True)
+    class HungUp:
+        change: Change
+
+        def apply(self, db: Any) -> None:
+            self.change.apply(db)
+            token.run_sync_soon(scope.cancel)
+
+    hook = Webhook("wh_" + "0" * 24, URL, frozenset({"inference_complete"}), SECRET, 1.0)
+    with scope:
+        await world.courier.change(HungUp(AddWebhook(hook)))
+    assert world.courier.hooks == (hook,)

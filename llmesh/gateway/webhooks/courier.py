@@ -98,9 +98,13 @@ class Courier:
         return self._hooks.get(id)
 
     async def change(self, change: Change) -> None:
-        """Add, change or remove a webhook.  Raises what the change raises, and TransactionFailed."""
+        """Add, change or remove a webhook.  Raises what the change raises, and TransactionFailed.
+
+        Once it is written down a cancel waits until it holds.
+        """
         await self.journal.commit(change)
-        await self.load()
+        with trio.CancelScope(shield=True):  # one short read
+            await self.load()
 
     async def load(self) -> None:
         """Know the webhooks that are in the journal, and look for what is due."""
