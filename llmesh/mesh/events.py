@@ -165,6 +165,12 @@ class Subscription:
         self._waiting.append(event)
         self._woken.set()
 
+    def taken(self) -> list[Told]:
+        """All that waits; it is read with that."""
+        found, self._dropped = [Told(event, 0) for event in self._waiting], 0
+        self._waiting.clear()
+        return found
+
     def __aiter__(self) -> AsyncIterator[Told]:
         return self
 

@@ -26,6 +26,7 @@ from llmesh.gateway.gate import Gate
 from llmesh.gateway.webhooks.courier import Courier, CourierSettings, open_courier
 from llmesh.gateway.webhooks.routes import webhook_routes
 from llmesh.journal.open import open_journal
+from llmesh.journal.outbox import AddIntent
 from llmesh.journal.webhooks import AddWebhook, Webhook
 from llmesh.journal.writer import Change
 from llmesh.mesh.events import Events, InferenceEnded, ModelDeployed, Served
@@ -329,6 +330,49 @@ async def test_what_was_not_sent_survives_a_restart(tmp_path: Path, mock_clock) 
                 events.tell(DONE)
             await until(world, start + 1, 60 * start)
     assert len({headers["webhook-id"] for _, headers, _ in callout.posted}) == 1
+
+
+async def test_what_is_told_last_survives_a_stop(tmp_path: Path, mock_clock) -> None:
+    events = Events()
+    for start in range(2):
+        callout = FakeCallout()
+        async with (
+            open_journal(tmp_path / "journal.db", ME) as journal,
+            open_courier(journal, events, callout, CourierSettings(), clock()) as courier,
+        ):
+            app: QuartTrio = application(webhook_routes(courier), GatewaySettings(Gate(guard=None)))
+            world = World(courier, callout, events, app.test_client(), mock_clock)
+            if start == 0:
+                await world.register()
+                for _ in range(3):
+                    events.tell(DONE)
+            else:
+                await until(world, 3)
+
+
+async def test_many_events_share_a_commit(world: World, mock_clock, monkeypatch) -> None:
+    """One by one they would come faster than a disk takes them, and the oldest be lost."""
+    await world.register()
+    added: list[int] = []
+    commit = world.courier.journal.commit
+
+    async def counted(*changes: Any) -> None:
+        added.append(sum(isinstance(change, AddIntent) for change in changes))
+        await commit(*changes)
+
+    monkeypatch.setattr(world.courier.journal, "commit", counted)
+    for _ in range(20):
+        world.events.tell(DONE)
+    await until(world, 20)
+    assert max(added) == sum(added) == 20
+
+
+async def test_lost_events_are_told_of_in_the_log(world: World, mock_clock, caplog) -> None:
+    await world.register()
+    for _ in range(CourierSettings().capacity + 2):
+        world.events.tell(DONE)
+    await settled(world)
+    assert "2 events for webhooks are lost" in caplog.text
 
 
 async def test_who_hangs_up_in_the_middle_is_heard_all_the_same(world: World, mock_clock) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random, SystemRandom
@@ -35,7 +35,7 @@ from llmesh.journal.outbox import (
 )
 from llmesh.journal.webhooks import Webhook, all_webhooks
 from llmesh.journal.writer import Change
-from llmesh.mesh.events import EventName, Events, InferenceEnded, MeshEvent, ModelDeployed
+from llmesh.mesh.events import EventName, Events, InferenceEnded, MeshEvent, ModelDeployed, Told
 
 __all__ = ["KIND", "Callout", "Courier", "CourierSettings", "open_courier"]
 
@@ -116,18 +116,23 @@ class Courier:
         _, body = event_body(None, self.clock())
         await self._post(hook, _message_id(), body)
 
-    async def tell(self, event: MeshEvent) -> None:
-        """Put an event into the outbox for every webhook that wants it."""
+    async def tell(self, events: Sequence[MeshEvent]) -> None:
+        """Put events into the outbox, all at once, for every webhook that wants them."""
+        intents = [intent for event in events for intent in self._intents(event)]
+        if intents:
+            await self.journal.commit(*intents)
+            self._news.set()
+
+    def _intents(self, event: MeshEvent) -> Iterator[AddIntent]:
         if not isinstance(event, InferenceEnded | ModelDeployed):
             return
         if isinstance(event, InferenceEnded) and event.error is not None:
             return
         now = self.clock()
         name, body = event_body(event, now)
-        wanted = [hook for hook in self._hooks.values() if name in hook.events]
-        if wanted:
-            await self.journal.commit(*(_intent(hook, body, now) for hook in wanted))
-            self._news.set()
+        for hook in self._hooks.values():
+            if name in hook.events:
+                yield _intent(hook, body, now)
 
     async def run(self) -> None:
         """Send what is due, until cancelled; a webhook that is slow holds up none but itself."""
@@ -213,18 +218,27 @@ async def open_courier(
     await courier.load()
     with events.subscribed(_TOLD_OF, settings.capacity) as subscription:
 
+        async def keep(told: Sequence[Told]) -> None:
+            try:
+                with trio.CancelScope(shield=True):  # one commit
+                    await courier.tell([each.event for each in told])
+            except MeshError as error:
+                _log.error("Events for webhooks cannot be kept: %s", error.message)
+
         async def listen() -> None:
             async for told in subscription:
-                try:
-                    await courier.tell(told.event)
-                except MeshError as error:
-                    _log.error("An event for webhooks cannot be kept: %s", error.message)
+                if told.dropped:
+                    _log.error("%d events for webhooks are lost: the disk is too slow.", told.dropped)
+                await keep([told, *subscription.taken()])
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(listen)
-            nursery.start_soon(courier.run)
-            yield courier
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                nursery.start_soon(courier.run)
+                yield courier
+                nursery.cancel_scope.cancel()
+        finally:
+            await keep(subscription.taken())  # what was told last
 
 
 def _intent(hook: Webhook, body: bytes, now: float) -> AddIntent:
