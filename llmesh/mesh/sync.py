@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import trio
@@ -33,21 +33,24 @@ QUIET = 3
 """Comparisons in a row that bring nothing, after which this node takes itself for settled."""
 SILENCE = 3.0
 """Seconds without a message after which a peer is given up."""
+COMPARING = 120.0
+"""Seconds for one comparison, however steadily the peer goes on; the next one goes on from there."""
 MAX_SIZE = 4 << 20
 """Bytes of records taken in one comparison."""
 
 
 @dataclass(slots=True)
 class _Haul:
-    """What one comparison brought: news, when the oldest was issued, bytes, what they want.
+    """What one comparison brought: news, when the oldest was issued, bytes, what they want of what we named.
 
     Renewals are no news: they spread by comparing, so nobody is mute for not having them yet.
     """
 
+    named: frozenset[bytes]
     new: int = 0
     oldest: float = math.inf
     size: int = 0
-    wanted: tuple[bytes, ...] = ()
+    wanted: dict[bytes, None] = field(default_factory=dict)
 
 
 class Syncing:
@@ -103,14 +106,14 @@ class Syncing:
         acquaintance = self._rota.acquaintance(peer)
         theirs, ours = acquaintance.theirs, self._directory.head
         known = changes_to_name(self._directory, acquaintance.ours, self._clock())
-        haul = _Haul()
-        with lenient(peer, SILENCE) as scope:
+        haul = _Haul(frozenset(known))
+        with lenient(peer, COMPARING), trio.move_on_after(SILENCE) as scope:
             async with ask(session, Sync(theirs, known), 10 * SILENCE) as answers:
                 async for answer in answers:
                     scope.deadline = trio.current_time() + SILENCE
                     self._take_in(answer, peer, haul)
                     acquaintance.theirs = answer.cursor or acquaintance.theirs
-                    if haul.size > MAX_SIZE:
+                    if haul.size > MAX_SIZE or not answer.records:  # without any it is the last
                         break
             for news in news_of(self._directory, haul.wanted):
                 scope.deadline = trio.current_time() + SILENCE
@@ -140,7 +143,7 @@ class Syncing:
         return newcomers
 
     def _take_in(self, answer: Answer, peer: PeerId, haul: _Haul) -> None:
-        haul.wanted += answer.wanted
+        haul.wanted.update((mark, None) for mark in answer.wanted if mark in haul.named)
         for record in answer.records:
             haul.size += len(record.payload)
             with suppress(ValidationFailed):  # forged or expired: nothing given

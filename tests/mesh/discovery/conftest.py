@@ -27,7 +27,7 @@ from llmesh.mesh.discovery import Discovery, DiscoverySettings, open_discovery
 from llmesh.mesh.entrypoints import entry_key
 from llmesh.mesh.events import Events
 from llmesh.mesh.peers import Limits
-from llmesh.net.call import Call
+from llmesh.net.call import Call, Handler
 from llmesh.net.directory import PROTOCOL
 from llmesh.net.host import PeerAddress
 from llmesh.net.memory import MemoryHost, MemoryNetwork
@@ -64,6 +64,10 @@ def offer(name: str = NAME, fee: str = "0.1", model: str = "m") -> Offer:
         "text-classification",
         Amount.parse(fee),
     )
+
+
+async def mute(call: Call, message: bytes) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 @dataclass
@@ -116,9 +120,9 @@ class Mesh:
     ) -> Node:
         return await self.nursery.start(self._run, number, knows, limits or Limits(), Amount.parse(min_stake))
 
-    async def squatter(self, number: int, name: str) -> Squatter:
-        """A peer that holds a place of the name in the hash table and answers every query with nothing."""
-        return await self.nursery.start(self._squat, number, name)
+    async def squatter(self, number: int, name: str, answer: Handler = mute) -> Squatter:
+        """A peer that holds a place of the name in the hash table; as a rule it answers with nothing."""
+        return await self.nursery.start(self._squat, number, name, answer)
 
     def kill(self, node: Node) -> None:
         """As SIGKILL does: nothing is said."""
@@ -165,11 +169,11 @@ class Mesh:
                 task_status.started(self.nodes[number])
                 await trio.sleep_forever()
 
-    async def _squat(self, number: int, name: str, task_status: trio.TaskStatus[Squatter]) -> None:
-        async def mute(call: Call, message: bytes) -> None:
-            await trio.lowlevel.checkpoint()
-
-        async with self.network.host(peer(number)) as host, open_sessions(host, {PROTOCOL: mute}) as sessions:
+    async def _squat(
+        self, number: int, name: str, answer: Handler, task_status: trio.TaskStatus[Squatter]
+    ) -> None:
+        handlers = {PROTOCOL: answer}
+        async with self.network.host(peer(number)) as host, open_sessions(host, handlers) as sessions:
             await host.dht.provide(entry_key(name, clock()))
             task_status.started(Squatter(number, host, sessions))
             await trio.sleep_forever()
