@@ -23,7 +23,7 @@ from llmesh.core.payment import Payment
 from llmesh.core.receipt import read_receipt
 from llmesh.core.trace import MAX_TRACE, read_trace
 from llmesh.core.voucher import ChannelId, read_voucher
-from llmesh.errors import ValidationFailed
+from llmesh.errors import TooLarge, ValidationFailed
 from llmesh.wire import inference_pb2 as pb
 
 __all__ = ["decode_event", "decode_request", "encode_event", "encode_request"]
@@ -34,6 +34,13 @@ MAX_NAME = 256
 """Characters of a value's name."""
 MAX_DEPTH = 64
 """Lists and objects within each other in one JSON value."""
+
+MAX_ITEMS = 2_000_000
+"""Numbers, texts, lists and objects in the JSON values of one message, and its token ids: taking more apart
+would hold up the whole node for seconds.  What is larger travels as a tensor."""
+MAX_REQUEST = 32 << 20
+"""Bytes of a request."""
+MAX_DIMENSIONS = 64
 
 _M = TypeVar("_M", bound=Message)
 
@@ -58,7 +65,12 @@ def encode_request(attempt: Attempt) -> bytes:
 
 
 def decode_request(data: bytes, timeout: float) -> Attempt:
-    """The attempt in an opener's message, with the timeout of its call.  Raises ValidationFailed."""
+    """The attempt in an opener's message, with the timeout of its call.
+
+    Raises TooLarge over `MAX_REQUEST`, ValidationFailed for all else that is wrong.
+    """
+    if len(data) > MAX_REQUEST:
+        raise TooLarge(f"A request of {len(data)} bytes is over the limit of {MAX_REQUEST}.")
     message = _parse(pb.Request, data)
     if len(message.request_id) != 16 or len(message.model_id) != 32 or message.attempt < 1:
         raise ValidationFailed("A request needs 16 bytes of request id, 32 of model id, an attempt from 1.")
@@ -97,6 +109,7 @@ def decode_event(data: bytes) -> Event:
         return Accepted(message.accepted.queued, min(message.accepted.load_permille, 1000) / 1000)
     if kind == "chunk":
         chunk = message.chunk
+        _check_items(len(chunk.token_ids))
         return Chunk(chunk.index, chunk.text, tuple(chunk.token_ids), _decode_values(chunk.values))
     if kind == "completed":
         done = message.completed
@@ -165,6 +178,7 @@ def _encode_values(values: Mapping[str, Value], message: Mapping[str, pb.Value])
 
 def _decode_values(message: Mapping[str, pb.Value]) -> dict[str, Value]:
     _check_count(len(message))
+    _check_items(sum(_items(value.json) for value in message.values()))
     values = {}
     for name, value in message.items():
         _check_name(name)
@@ -175,6 +189,16 @@ def _decode_values(message: Mapping[str, pb.Value]) -> dict[str, Value]:
 def _check_count(count: int) -> None:
     if count > MAX_VALUES:
         raise ValidationFailed(f"{count} named values are more than the {MAX_VALUES} allowed.")
+
+
+def _items(data: bytes) -> int:
+    """At least as many as the JSON has."""
+    return sum(map(data.count, (b",", b"[", b"{")))
+
+
+def _check_items(count: int) -> None:
+    if count > MAX_ITEMS:
+        raise ValidationFailed(f"{count} items in one message are more than the {MAX_ITEMS} allowed.")
 
 
 def _check_name(name: str) -> None:
@@ -198,6 +222,8 @@ def _decode_value(message: pb.Value) -> Value:
         return message.text
     if kind == "tensor":
         tensor = message.tensor
+        if len(tensor.shape) > MAX_DIMENSIONS:
+            raise ValidationFailed(f"A tensor has at most {MAX_DIMENSIONS} dimensions.")
         return Tensor(tensor.dtype, tuple(tensor.shape), tensor.data)
     if kind == "json":
         return _decode_json(message.json)

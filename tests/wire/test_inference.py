@@ -14,9 +14,16 @@ from llmesh.core.ids import ModelId, RequestId
 from llmesh.core.inference import Attempt, Chunk, Usage
 from llmesh.core.payment import Payment
 from llmesh.core.voucher import ChannelId, SignedVoucher, Voucher
-from llmesh.errors import ValidationFailed
+from llmesh.errors import TooLarge, ValidationFailed
 from llmesh.wire import inference_pb2 as pb
-from llmesh.wire.inference import decode_event, decode_request, encode_event, encode_request
+from llmesh.wire.inference import (
+    MAX_ITEMS,
+    MAX_REQUEST,
+    decode_event,
+    decode_request,
+    encode_event,
+    encode_request,
+)
 from tests.core.receipts import costing
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -120,6 +127,29 @@ def test_json_that_others_would_choke_on_is_refused(data: bytes) -> None:
 def test_json_at_the_bounds_is_taken() -> None:
     assert decode_request(with_json(nested(64)), 1.0).input["x"] == json.loads(nested(64))
     assert decode_request(with_json(b'"\\ud83d\\ude00"'), 1.0).input["x"] == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" + b"[]," * MAX_ITEMS + b"[]]", b"[" + b"{}," * MAX_ITEMS + b"{}]"], ids=["lists", "objects"]
+)
+def test_json_that_takes_the_whole_node_to_take_apart_is_refused(data: bytes) -> None:
+    with pytest.raises(ValidationFailed, match="items"):
+        decode_request(with_json(data), 1.0)
+
+
+def test_a_request_beyond_all_bounds_is_not_even_looked_at() -> None:
+    with pytest.raises(TooLarge):
+        decode_request(bytes(MAX_REQUEST + 1), 1.0)
+
+
+def test_endless_token_ids_and_dimensions_are_refused() -> None:
+    tokens = pb.Event(chunk=pb.Chunk(token_ids=range(MAX_ITEMS + 1)))
+    with pytest.raises(ValidationFailed, match="items"):
+        decode_event(tokens.SerializeToString())
+    flat = pb.Event(chunk=pb.Chunk())
+    flat.chunk.values["x"].tensor.CopyFrom(pb.Tensor(dtype="uint8", shape=[1] * 65, data=b"0"))
+    with pytest.raises(ValidationFailed, match="dimensions"):
+        decode_event(flat.SerializeToString())
 
 
 def test_too_many_or_too_long_names_are_refused() -> None:
