@@ -71,9 +71,10 @@ class Provider:
         """Load a model and put it on offer; one that is on offer gets the new card and fee.
 
         Raises ValidationFailed for what is no model or no name, Conflict where another model is on
-        offer under this name and version.  Cancelled, it leaves no offer.
+        offer under this name and version, or another graph of this one.  Cancelled, it leaves no offer.
         """
         self._check_card(bundle.id, card)
+        self._check_graph(bundle)
         info = await self._runtime.load(bundle)
         self._check_card(bundle.id, card)  # another may have come while it loaded
         self._offers.pop(info.id, None)
@@ -204,6 +205,15 @@ class Provider:
                     f"{card.name}:{card.version} is model {offer.model_id} here;"
                     f" remove that first, or give {model} another version."
                 )
+
+    def _check_graph(self, bundle: Bundle) -> None:
+        """One model runs one graph here, and goes on to run it over restarts."""
+        before = self.bundle(bundle.id)
+        if before is not None and before.graph != bundle.graph:
+            raise Conflict(
+                f"{before.graph} of model {bundle.id} is on offer here;"
+                f" remove that first to serve {bundle.graph} of it."
+            )
 
 
 def _not_here(model: ModelId) -> ModelNotFound:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,12 @@ async def test_a_cancelled_deploy_offers_nothing(autojump_clock: MockClock) -> N
     with trio.move_on_after(1):
         await provider.deploy(bundle(), Card("senti"), FEE)
     assert provider.offers == ()
+
+
+async def test_another_graph_of_a_model_is_not_taken_for_the_one_that_runs(autojump_clock: MockClock) -> None:
+    provider = provider_of(EchoRuntime(), Limits())
+    offer = await provider.deploy(bundle(), Card("echo"), FEE)
+    with pytest.raises(Conflict, match=r"model\.onnx of model .* remove that first"):
+        await provider.deploy(replace(bundle(), graph="onnx/model_int8.onnx"), Card("echo"), FEE)
+    assert provider.offers == (offer,)
+    assert provider.bundle(MODEL) == bundle()
