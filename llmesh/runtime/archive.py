@@ -11,7 +11,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -44,9 +44,19 @@ class _Entry:
     stream: IO[bytes]
 
 
-def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits()) -> None:
+def _go_on() -> None:
+    """Nobody wants it to stop."""
+
+
+def unpack(
+    archive: Path,
+    folder: Path,
+    limits: ArchiveLimits = ArchiveLimits(),
+    check_cancelled: Callable[[], None] = _go_on,
+) -> None:
     """Write the archive's files below an existing empty folder.
 
+    `check_cancelled` is called before each piece is written and may raise.
     Raises ValidationFailed for what is not such an archive, for links, devices and paths that
     leave the folder, TooLarge over a limit, OSError where the disk fails; the folder may then
     hold a part and is the caller's to remove.
@@ -60,14 +70,14 @@ def unpack(archive: Path, folder: Path, limits: ArchiveLimits = ArchiveLimits())
             if entry.path.as_posix().casefold() in seen:
                 raise ValidationFailed(f"The archive has {entry.path.as_posix()!r} twice.")
             seen.add(entry.path.as_posix().casefold())
-            room -= _write(entry, folder, room)
+            room -= _write(entry, folder, room, check_cancelled)
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the archive
         raise ValidationFailed(f"The archive is damaged: {error}.") from None
 
 
-def _write(entry: _Entry, folder: Path, room: int) -> int:
+def _write(entry: _Entry, folder: Path, room: int, check_cancelled: Callable[[], None]) -> int:
     if entry.size > room:
         raise TooLarge(f"The archive unpacks to more than is allowed (at {entry.path.as_posix()!r}).")
     target = folder.joinpath(*entry.path.parts)
@@ -76,6 +86,7 @@ def _write(entry: _Entry, folder: Path, room: int) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as out:
             while piece := entry.stream.read(_PIECE):
+                check_cancelled()
                 written += len(piece)
                 if written > entry.size:
                     raise ValidationFailed(f"The archive lies about the size of {entry.path.as_posix()!r}.")

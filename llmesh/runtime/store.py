@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import trio
+from trio.from_thread import check_cancelled
 
 from llmesh.core.ids import ModelId, model_id
 from llmesh.errors import Conflict, ModelNotFound, TooLarge, ValidationFailed
@@ -98,7 +99,7 @@ class Store:
         if not await trio.Path(path).is_file():
             raise ValidationFailed(f"{path} is neither a folder nor a plain file.")
         limits = ArchiveLimits(size=max(0, self._quota - self._firm()))
-        return await self._write(lambda folder: unpack(path, folder, limits), graph)
+        return await self._write(lambda folder: unpack(path, folder, limits, check_cancelled), graph)
 
     @asynccontextmanager
     async def incoming(self) -> AsyncGenerator[Incoming]:
@@ -261,6 +262,8 @@ class Store:
 
 _PARTIAL = ".partial"
 _LATELY = 600.0  # seconds
+_PIECE = 1 << 20
+_NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def _only_folder(staged: Path) -> Path:
@@ -273,7 +276,14 @@ def _copy(bundle: Bundle, folder: Path) -> None:
     for file in bundle.files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.folder / file.path, target, follow_symlinks=False)
+        _copy_file(bundle.folder / file.path, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with os.fdopen(os.open(source, _NO_LINK), "rb") as file, target.open("xb") as copy:
+        while piece := file.read(_PIECE):
+            check_cancelled()
+            copy.write(piece)
 
 
 def _moved(bundle: Bundle, folder: Path) -> Bundle:

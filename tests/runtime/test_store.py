@@ -180,7 +180,7 @@ async def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.shutil, "copyfile", full)
+    monkeypatch.setattr(store_module, "_copy_file", full)
     with pytest.raises(Conflict, match="disk is full"):
         await store.add(DEMO)
     monkeypatch.undo()
@@ -207,6 +207,27 @@ async def test_a_cancelled_add_leaves_nothing(store: Store, tmp_path: Path) -> N
         assert list((tmp_path / "store/staging").iterdir()) == []
     for stored in store.models():
         await store.open(stored.id)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_cancel_stops_the_writing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """A large model must not hold up a node that stops until the last of it is on the disk."""
+    path = Path(shutil.make_archive(str(tmp_path / "demo"), "zip", DEMO)) if packed else DEMO
+    asked = []
+
+    def check() -> None:
+        asked.append(1)
+        trio.from_thread.run_sync(scope.cancel)
+        trio.from_thread.check_cancelled()
+
+    monkeypatch.setattr(store_module, "check_cancelled", check)
+    with trio.CancelScope() as scope:
+        await store.add(path)
+    assert asked == [1]
+    assert list((tmp_path / "store/staging").iterdir()) == []
+    assert names(store) == []
 
 
 async def test_a_transfer_is_kept_over_restarts_and_adopted_when_whole(store: Store, tmp_path: Path) -> None:
