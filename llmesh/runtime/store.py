@@ -8,6 +8,7 @@ everything is hashed again before it is handed out.  What nobody uses stays unti
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -313,10 +314,13 @@ def _fsync(path: Path) -> None:
 
 
 def _hide(folder: Path, staging: Path) -> Path:
-    """Move a folder that may not be there to where the next start would sweep it away."""
-    hidden = Path(tempfile.mkdtemp(dir=staging))
+    """Move a folder that may not be there to where the next start would sweep it away.
+
+    A new folder around it would be too much for a disk that is full.
+    """
+    hidden = staging / f"{secrets.token_hex(8)}.removed"
     with suppress(FileNotFoundError):
-        folder.rename(hidden / "removed")
+        folder.rename(hidden)
     return hidden
 
 

@@ -230,6 +230,19 @@ async def test_a_cancel_stops_the_writing(
     assert names(store) == []
 
 
+async def test_a_model_can_be_removed_from_a_full_disk(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    added = await store.add(DEMO)
+    monkeypatch.setattr(os, "mkdir", full)
+    await store.remove(added.id)
+    assert names(store) == []
+    assert list((tmp_path / "store/staging").iterdir()) == []
+
+
 async def test_a_transfer_is_kept_over_restarts_and_adopted_when_whole(store: Store, tmp_path: Path) -> None:
     wanted = await read_bundle(DEMO)
     folder = store.partial(wanted.id)
