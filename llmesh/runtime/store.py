@@ -250,9 +250,10 @@ class Store:
 
     def _abandoned(self) -> list[Stored]:
         """Transfers that are not under way, the oldest first."""
-        stored = map(_stored, self._staging.glob(f"*{_PARTIAL}"))
-        left = [each for each in stored if each.id not in self._receiving]
-        return sorted(left, key=lambda each: each.used_at)
+        # Not looked into while it is under way: its files come and go in threads.
+        under_way = set(map(self._unfinished, self._receiving))
+        left = [folder for folder in self._staging.glob(f"*{_PARTIAL}") if folder not in under_way]
+        return sorted(map(_stored, left), key=lambda each: each.used_at)
 
     def _folder(self, model: ModelId) -> Path:
         return self._models / model_id(model)

@@ -16,7 +16,7 @@ from llmesh.core.ids import ModelId
 from llmesh.errors import Conflict, ModelNotFound, TooLarge, ValidationFailed
 from llmesh.runtime import store as store_module
 from llmesh.runtime.bundle import read_bundle
-from llmesh.runtime.store import Store, open_store
+from llmesh.runtime.store import Store, Stored, open_store
 
 DEMO = Path(__file__).parent.parent.parent / "llmesh/demo/sentiment-analyzer"
 SIZE = sum(path.stat().st_size for path in DEMO.iterdir())
@@ -241,6 +241,20 @@ async def test_a_model_can_be_removed_from_a_full_disk(
     await store.remove(added.id)
     assert names(store) == []
     assert list((tmp_path / "store/staging").iterdir()) == []
+
+
+async def test_what_is_under_way_is_not_looked_into(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be renamed at any moment, and who makes room must not fail by that."""
+    look = store_module._stored
+
+    def stored(folder: Path) -> Stored:
+        if folder.suffix == ".partial":
+            raise FileNotFoundError(folder)
+        return look(folder)
+
+    monkeypatch.setattr(store_module, "_stored", stored)
+    with store.receiving(ModelId("a" * 64), 10):
+        await store.make_room(10)
 
 
 async def test_a_transfer_is_kept_over_restarts_and_adopted_when_whole(store: Store, tmp_path: Path) -> None:
