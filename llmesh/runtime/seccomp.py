@@ -34,7 +34,7 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
     "ptrace": (101, 117), "kill": (62, 129), "tkill": (200, 130), "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438), "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
+    "process_vm_writev": (311, 271), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     # the rest of the machine
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
     "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241),
@@ -45,7 +45,7 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "open_by_handle_at": (304, 265), "memfd_create": (319, 279), "setrlimit": (160, 164),
     "personality": (135, 92),
 }  # fmt: skip
-_CLONE, _CLONE3, _TGKILL = (56, 220), (435, 435), (234, 131)
+_CLONE, _CLONE3, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (234, 131), (302, 261)
 _PROCESSORS = ("x86_64", "aarch64")
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _SECCOMP_CALL = (317, 277)
@@ -71,7 +71,7 @@ def load() -> None:
 
 
 def filter_program(machine: str, pid: int) -> bytes:
-    """The BPF instructions for a processor: no new processes, but threads, and signals to `pid` itself."""
+    """The BPF instructions for a processor: threads, signals and limits, but those of `pid` itself only."""
     which = _PROCESSORS.index(machine)
     refused = [pair[which] for pair in _REFUSED.values()]
     steps = [
@@ -89,6 +89,12 @@ def filter_program(machine: str, pid: int) -> bytes:
         _step(_JUMP_EQUAL, _CLONE[which], 0, 4),
         _step(_LOAD, _FIRST_ARGUMENT),
         _step(_JUMP_BITS, _CLONE_THREAD, 0, 1),
+        _step(_RETURN, _ALLOW),
+        _step(_RETURN, _EPERM),
+        # The C library asks for its own limits by it, with 0 for itself; those of others end processes.
+        _step(_JUMP_EQUAL, _PRLIMIT[which], 0, 4),
+        _step(_LOAD, _FIRST_ARGUMENT),
+        _step(_JUMP_EQUAL, 0, 0, 1),
         _step(_RETURN, _ALLOW),
         _step(_RETURN, _EPERM),
         _step(_JUMP_EQUAL, _TGKILL[which], 0, 3),

@@ -13,7 +13,7 @@ from llmesh.runtime import landlock, seccomp
 from llmesh.runtime.sandbox import SandboxLevel
 
 CHILD = """
-import json, os, socket, subprocess, sys, threading
+import ctypes, json, os, platform, resource, socket, subprocess, sys, threading
 from pathlib import Path
 from llmesh.runtime.sandbox import enter
 
@@ -26,6 +26,22 @@ def allowed(attempt):
     except (OSError, MemoryError):
         return False
     return True
+
+def queued():
+    only_on_linux()
+    # Signal 0 only asks whether it may.
+    number = 129 if platform.machine() == "x86_64" else 138
+    said = (ctypes.c_int * 32)(0, 0, -1)  # SI_QUEUE
+    if ctypes.CDLL(None, use_errno=True).syscall(number, parent, 0, said) != 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+def limits_of_others():
+    only_on_linux()
+    resource.prlimit(parent, resource.RLIMIT_NOFILE)
+
+def only_on_linux():
+    if sys.platform != "linux":
+        raise OSError
 
 ran = []
 thread = threading.Thread(target=ran.append, args=(1,))
@@ -41,6 +57,9 @@ print(json.dumps({
     "program": allowed(lambda: subprocess.run(["/bin/true"])),
     "fork": allowed(os.fork),
     "signal": allowed(lambda: os.kill(parent, 0)),
+    "queued signal": allowed(queued),
+    "limits of others": allowed(limits_of_others),
+    "own limits": allowed(lambda: resource.getrlimit(resource.RLIMIT_NOFILE)),
     "memory": allowed(lambda: bytearray(4 << 30)),
     "thread": ran == [1],
 }))
@@ -64,6 +83,7 @@ def test_what_a_model_needs_stays(tried: dict[str, int]) -> None:
     assert tried["own file"]
     assert tried["library"]
     assert tried["thread"]
+    assert tried["own limits"]
 
 
 def test_the_level_says_what_is_gone(tried: dict[str, int]) -> None:
@@ -73,7 +93,8 @@ def test_the_level_says_what_is_gone(tried: dict[str, int]) -> None:
         assert not tried["memory"]
         assert not tried["write"]
     if tried["level"] >= SandboxLevel.FILTERED:
-        assert not any(tried[what] for what in ("socket", "program", "fork", "signal"))
+        others = ("signal", "queued signal", "limits of others")
+        assert not any(tried[what] for what in ("socket", "program", "fork", *others))
     if tried["level"] >= SandboxLevel.CONFINED:
         assert not any(tried[what] for what in ("other file", "remove"))
 
@@ -99,11 +120,11 @@ ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x50001, 0x50026
 
 
 @pytest.mark.parametrize(
-    ("machine", "arch", "read", "socket", "clone", "tgkill"),
-    [("x86_64", 0xC000003E, 0, 41, 56, 234), ("aarch64", 0xC00000B7, 63, 198, 220, 131)],
+    ("machine", "arch", "read", "socket", "clone", "tgkill", "prlimit"),
+    [("x86_64", 0xC000003E, 0, 41, 56, 234, 302), ("aarch64", 0xC00000B7, 63, 198, 220, 131, 261)],
 )
 def test_the_filter_on_each_processor(
-    machine: str, arch: int, read: int, socket: int, clone: int, tgkill: int
+    machine: str, arch: int, read: int, socket: int, clone: int, tgkill: int, prlimit: int
 ) -> None:
     program = seccomp.filter_program(machine, pid=77)
     assert run(program, read, arch) == ALLOW
@@ -115,6 +136,8 @@ def test_the_filter_on_each_processor(
     assert run(program, 435, arch) == ENOSYS
     assert run(program, tgkill, arch, argument=77) == ALLOW
     assert run(program, tgkill, arch, argument=78) == EPERM
+    assert run(program, prlimit, arch, argument=0) == ALLOW
+    assert run(program, prlimit, arch, argument=78) == EPERM
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -122,7 +145,7 @@ def test_every_listed_call_is_refused_and_no_other(machine: str) -> None:
     program = seccomp.filter_program(machine, pid=77)
     which, arch = (0, 0xC000003E) if machine == "x86_64" else (1, 0xC00000B7)
     refused = {pair[which] for pair in seccomp._REFUSED.values()}
-    special = {435, (56, 220)[which], (234, 131)[which]}
+    special = {435, (56, 220)[which], (234, 131)[which], (302, 261)[which]}
     for number in range(600):
         if number not in special:
             assert run(program, number, arch) == (EPERM if number in refused else ALLOW)
