@@ -37,10 +37,14 @@ class Incoming:
             await trio.to_thread.run_sync(_append, self._folder / "incoming", piece)
 
     async def finish(self) -> Path:
-        """The whole file, under a name that tells the store what it is: an `.onnx` or an archive."""
+        """The whole file, under a name that tells the store what it is: an `.onnx` or an archive.
+
+        Raises Conflict where the disk is full.
+        """
         packed = self._head.startswith(_PACKED) or self._head[_TAR] == b"ustar"
         path = self._folder / ("bundle" if packed else "model.onnx")
-        await trio.to_thread.run_sync(_rename, self._folder / "incoming", path)
+        with disk_faults():
+            await trio.to_thread.run_sync(_rename, self._folder / "incoming", path)
         return path
 
 

@@ -107,9 +107,10 @@ class Store:
         """A file that comes piece by piece, to be added in this block; at its end it is removed.
 
         What comes is held against the quota while it comes, all such files together, as if what
-        nobody uses were gone.
+        nobody uses were gone.  Raises Conflict where the disk is full.
         """
-        folder, size = Path(tempfile.mkdtemp(dir=self._staging)), 0
+        self._resting = self._firm()
+        folder, size = self._new_folder(), 0
 
         def admit(more: int) -> None:
             nonlocal size
@@ -118,7 +119,6 @@ class Store:
             self._incoming += more
             size += more
 
-        self._resting = self._firm()
         try:
             yield Incoming(folder, admit)
         finally:
@@ -176,9 +176,13 @@ class Store:
             del self._receiving[model]
 
     def partial(self, model: ModelId) -> Path:
-        """The folder of an unfinished transfer of a model, made if need be."""
+        """The folder of an unfinished transfer of a model, made if need be.
+
+        Raises Conflict where the disk is full.
+        """
         folder = self._unfinished(model)
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_faults():
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     async def adopt(self, model: ModelId) -> Bundle:
@@ -197,7 +201,7 @@ class Store:
 
     async def _write(self, fill: Callable[[Path], None], graph: str | None) -> Bundle:
         async with self._writing:
-            staged = Path(tempfile.mkdtemp(dir=self._staging))
+            staged = self._new_folder()
             try:
                 with disk_faults():
                     await trio.to_thread.run_sync(fill, staged)
@@ -205,6 +209,10 @@ class Store:
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(lambda: shutil.rmtree(staged, ignore_errors=True))
+
+    def _new_folder(self) -> Path:
+        with disk_faults():
+            return Path(tempfile.mkdtemp(dir=self._staging))
 
     async def _publish(self, staged: Path, bundle: Bundle) -> Bundle:
         target = self._folder(bundle.id)

@@ -189,6 +189,15 @@ async def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
         await store.add(DEMO)
     assert names(store) == []
     assert list((tmp_path / "store/staging").iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(Conflict, match="disk is full"):
+        await store.add(DEMO)
+    with pytest.raises(Conflict, match="disk is full"), store.receiving(ModelId("a" * 64), 1):
+        pass
+    with pytest.raises(Conflict, match="disk is full"):
+        async with store.incoming():
+            pass
 
 
 async def test_a_broken_bundle_leaves_nothing(store: Store, tmp_path: Path) -> None:
