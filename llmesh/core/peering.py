@@ -30,6 +30,7 @@ class Pace:
         self._period = period
         self._slack = (burst - 1) * period
         self._due: dict[Hashable, float] = {}
+        self._crowded = _REMEMBERED
 
     def wait(self, key: Hashable, now: float) -> float:
         """Seconds until the key may go again, 0 if it may now."""
@@ -39,8 +40,9 @@ class Pace:
         """Go, if the key may."""
         if self.wait(key, now) > 0:
             return False
-        if len(self._due) >= _REMEMBERED:
+        if len(self._due) >= self._crowded:
             self._due = {key: due for key, due in self._due.items() if due > now}
+            self._crowded = max(_REMEMBERED, 2 * len(self._due))  # not to look through them each time
         self._due[key] = max(self._due.get(key, now), now) + self._period
         return True
 

@@ -43,6 +43,8 @@ BATCH = 32
 """Changes in one message."""
 GATHER = 0.01
 """Seconds in which changes are gathered into one message."""
+PENDING = 1024
+"""Changes that wait for one peer; one that is too slow for more finds the oldest by Sync."""
 TELLING = 10.0
 _FETCHING = 3.0
 
@@ -81,6 +83,8 @@ class Gossip:
         for peer in others:
             feed = self._feeds[peer]
             feed.pending[author] = peer in eager
+            if len(feed.pending) > PENDING:
+                del feed.pending[next(iter(feed.pending))]
             feed.filled.set()
 
     async def feed(self, peer: PeerId) -> None:

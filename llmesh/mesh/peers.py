@@ -38,6 +38,8 @@ UNUSED = 60.0
 PARTING = 3.0
 CONTACTS = 256
 WATCHED = 256
+TRIED = 1024
+"""Peers whose last failure or parting is remembered."""
 IMPATIENT = 30
 """Tries at a lost provider, at most 5 s apart, before they become rare."""
 
@@ -212,11 +214,18 @@ class Peers:
         watched = self._watched.get(peer)
         if watched is None:
             longest = 30.0 if peer in self._contacts else 300.0
-            self._tries.setdefault(peer, Backoff(1.0, longest)).failed(now)
+            self._try_later(peer, self._tries.get(peer) or Backoff(1.0, longest))
+            self._tries[peer].failed(now)
             return
         watched.failed(now)
         watched.longest = 5.0 if watched.failures < IMPATIENT else 300.0
         self.unreachable(peer)
+
+    def _try_later(self, peer: PeerId, backoff: Backoff) -> None:
+        self._tries.pop(peer, None)
+        self._tries[peer] = backoff
+        if len(self._tries) > TRIED:
+            del self._tries[next(iter(self._tries))]
 
     def _addresses(self, peer: PeerId) -> tuple[str, ...]:
         """The announced ones first: a contact may be older."""
@@ -245,5 +254,5 @@ class Peers:
             await tell(session, Parting(), PARTING)
             if session.idle:
                 now = self._parted[session.peer_id] = trio.current_time()
-                self._tries[session.peer_id] = Backoff(1.0, 300.0, next_at=now + UNUSED)
+                self._try_later(session.peer_id, Backoff(1.0, 300.0, next_at=now + UNUSED))
                 session.close()

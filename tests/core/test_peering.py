@@ -42,6 +42,16 @@ def test_a_pace_forgets_who_is_at_rest() -> None:
     assert len(pace._due) < 1100
 
 
+def test_a_crowded_pace_is_not_looked_through_each_time() -> None:
+    pace = Pace(1, 10.0)
+    for number in range(5000):
+        assert pace.take(number, 0.0)
+    assert pace._crowded > 5000
+    for number in range(9000):
+        assert pace.take(number, 20.0 + number)
+    assert len(pace._due) < 1100
+
+
 def test_a_backoff_doubles_up_to_its_longest() -> None:
     backoff, pauses = Backoff(1.0, 5.0), list[float]()
     for _ in range(5):

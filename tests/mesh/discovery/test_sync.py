@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import trio
 
+from llmesh.core.ids import PeerId
+from llmesh.core.peering import Pace
 from llmesh.core.query import Answer, News, Record, Sync
 from llmesh.errors import MeshError
+from llmesh.mesh.gossip import PENDING
+from llmesh.mesh.peers import TRIED
 from llmesh.mesh.sync import COMPARING
 from llmesh.wire.directory import decode_query, encode_answer
 
@@ -54,3 +59,31 @@ async def test_a_peer_that_wants_a_record_again_and_again_gets_it_once(mesh, aut
         node.discovery._sync._rota.forget(session.peer_id)
         await node.discovery._sync.compare(session)
         assert len(given) == 1
+
+
+async def test_a_peer_that_takes_no_news_holds_few(mesh, autojump_clock):
+    async def deaf(call, message):
+        await trio.sleep_forever()
+
+    async with mesh() as m:
+        node = await m.node(1)
+        slow = await m.squatter(2, "x", deaf)
+        await node.discovery.sessions.to(slow.host.peer_id, slow.host.addresses)
+        await trio.sleep(1)
+        gossip = node.discovery._gossip
+        gossip._overall = Pace(10**6, 1e-6)
+        for number in range(2 * PENDING):
+            announcement = SimpleNamespace(peer_id=PeerId(str(number)))
+            gossip.spread(SimpleNamespace(announcement=announcement, payload=b""))
+        (feed,) = gossip._feeds.values()
+        assert list(feed.pending) == [str(number) for number in range(PENDING, 2 * PENDING)]
+
+
+async def test_few_failed_dials_are_remembered(mesh, autojump_clock):
+    async with mesh() as m:
+        peers = (await m.node(1)).discovery._peers
+        for number in range(2 * TRIED):
+            peers._failed(PeerId(str(number)))
+        assert len(peers._tries) == TRIED
+        peers._failed(last := PeerId(str(2 * TRIED - 1)))
+        assert peers._tries[last].failures == 2
