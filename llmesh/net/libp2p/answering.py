@@ -1,6 +1,7 @@
 """Answering the hash table's queries, so that no peer's take all others' place, memory or time.
 
-libp2p answers 12 streams at a time, whoever they are of and for as long as they stay open.
+libp2p answers 12 streams at a time, whoever they are of and for as long as they stay open; and all queries of
+newcomers wait while the oldest of a full bucket takes its time to answer a ping.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from libp2p.abc import INetStream
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.provider_store import ProviderStore
+from libp2p.kad_dht.routing_table import KBucket
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
@@ -31,6 +33,19 @@ MAX_QUERIES_PER_PEER = 8
 QUERY_SECONDS = 10.0
 # Keys with entry points, at most 20 each, that others may store with us.
 MAX_PROVIDED_KEYS = 4096
+# Enough to dial and to ping from afar; libp2p gives more than 10 s, in which a whole lookup would be over.
+PING_SECONDS = 2.0
+
+_ping = KBucket._ping_peer
+
+
+async def _ping_soon(bucket: KBucket, peer: ID) -> bool:
+    with trio.move_on_after(PING_SECONDS):
+        return await _ping(bucket, peer)
+    return False
+
+
+KBucket._ping_peer = _ping_soon  # type: ignore[method-assign, assignment]
 
 
 class Answering:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 from libp2p.host.exceptions import StreamFailure
+from libp2p.host.ping import ID as PING_PROTOCOL
 from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
@@ -96,3 +97,20 @@ async def test_entry_points_are_stored_within_bounds(open_hosts, monkeypatch):
         assert list(store.providers) == [b"2", b"3"]
         (held,) = store.get_providers(b"3")
         assert held.addrs == addresses[:MAX_ADDRESSES]
+
+
+async def test_a_peer_that_is_slow_to_answer_pings_gives_up_its_place(open_hosts, monkeypatch):
+    monkeypatch.setattr(answering_module, "PING_SECONDS", 0.2)
+
+    async def slow(stream):
+        await trio.sleep_forever()
+
+    async with open_hosts(2) as hosts:
+        victim, oldest = await met(hosts)
+        oldest._host.set_stream_handler(PING_PROTOCOL, slow)
+        (bucket,) = victim.dht._kad.routing_table.buckets
+        monkeypatch.setattr(bucket, "bucket_size", 1)
+        assert bucket.peer_ids() == [ID.from_string(oldest.peer_id)]
+        with trio.fail_after(8):
+            assert await bucket.add_peer(PeerInfo(newcomer := ID(b"\x12\x20" + bytes(32)), []))
+        assert bucket.peer_ids() == [newcomer]
