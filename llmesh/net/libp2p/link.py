@@ -2,7 +2,7 @@
 
 It reads past libp2p's own stream class, which sends a window update for each read and so cannot be
 cancelled: here the receive window is ours, granted once and then in large steps.  What comes for the
-stream takes a lane of its own to get here (see `lanes`).
+stream lies in an inlet of its own (see `inlets`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 from llmesh.core.ids import PeerId
 from llmesh.errors import NetworkError
 from llmesh.net.libp2p.guard import end_stream
-from llmesh.net.libp2p.lanes import Lane, lanes_of
+from llmesh.net.libp2p.inlets import Inlet, inlets_of
 
 __all__ = ["StreamLink", "open_link"]
 
@@ -48,13 +48,13 @@ class StreamLink:
         self.initiator = initiator
         self._stream = stream
         self._mux = cast("YamuxStream", mux)
-        # What came before the lane was there, or in a frame that libp2p had begun to read.
+        # What came before the inlet was there, or in a frame that libp2p had begun to read.
         self._earlier = self._mux.conn.stream_buffers.get(self._mux.stream_id, bytearray())
-        self._lane = Lane(self._mux.recv_window, self._wake)
+        self._inlet = Inlet(self._mux.recv_window, self._wake)
         self._closed = False
-        self._lanes = lanes_of(self._mux.conn)
-        self._lanes.open_lane(self._mux.stream_id, self._lane)
-        self._session = self._lanes.session
+        self._inlets = inlets_of(self._mux.conn)
+        self._inlets.open_inlet(self._mux.stream_id, self._inlet)
+        self._session = self._inlets.session
 
     async def read(self) -> bytes | memoryview:
         """Some bytes, at most 256 KiB.  Raises NetworkError at the end.  Safe to cancel."""
@@ -85,12 +85,12 @@ class StreamLink:
         try:
             await end_stream(self._stream)
         finally:
-            self._lanes.close_lane(self._mux.stream_id)
+            self._inlets.close_inlet(self._mux.stream_id)
 
     async def grant(self) -> None:
         """Fill the peer's credit up to 4 MiB.  Shielded, bounded by the transport; raises NetworkError."""
         credit = self._ungranted()
-        self._lane.room += credit
+        self._inlet.room += credit
         try:
             with trio.CancelScope(shield=True):
                 await self._session.write(self._header(TYPE_WINDOW_UPDATE, credit))
@@ -113,20 +113,20 @@ class StreamLink:
     async def _receive(self) -> bytes | memoryview:
         """The next of what has come, without a round of the scheduler where there is something."""
         conn, stream = self._mux.conn, self._mux.stream_id
-        while not (self._lane.unread or self._earlier or self._ended()):
+        while not (self._inlet.unread or self._earlier or self._ended()):
             await conn.stream_events[stream].wait()
             if not self._ended():
                 conn.stream_events[stream] = trio.Event()
         if self._closed:
             raise self._lost("the link is closed")
-        if self._lane.room < 0:
+        if self._inlet.room < 0:
             await self.aclose()
             raise self._lost("it sent more than its window allows")
         if self._earlier:
             earlier = bytes(self._earlier)
             self._earlier.clear()
             return earlier
-        if data := self._lane.take():
+        if data := self._inlet.take():
             return data
         raise self._lost("the peer ended it")
 
@@ -135,7 +135,7 @@ class StreamLink:
             event.set()
 
     def _ended(self) -> bool:
-        return self._closed or self._lane.room < 0 or self._mux.closed or self._mux.recv_closed
+        return self._closed or self._inlet.room < 0 or self._mux.closed or self._mux.recv_closed
 
     def _ungranted(self) -> int:
         """What the peer may be allowed to send besides what it has credit for and what is unread.
@@ -143,8 +143,8 @@ class StreamLink:
         Nothing where that is more than a window: libp2p gives credit of its own for each read of the
         negotiation, and a peer can make it read as often as it likes.
         """
-        room = self._lane.room
-        return max(0, WINDOW_BYTES - room - self._lane.unread - len(self._earlier)) if room >= 0 else 0
+        room = self._inlet.room
+        return max(0, WINDOW_BYTES - room - self._inlet.unread - len(self._earlier)) if room >= 0 else 0
 
     def _lost(self, why: str) -> NetworkError:
         return NetworkError(f"The link to peer {self.peer_id} broke: {why}.", peer_id=self.peer_id)

@@ -21,7 +21,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
-from llmesh.net.libp2p.lanes import Muxers
+from llmesh.net.libp2p.inlets import Muxers
 from llmesh.net.libp2p.noise import Noise
 from llmesh.net.libp2p.peerstore import BoundedPeerStore
 from llmesh.net.libp2p.transport import Tcp

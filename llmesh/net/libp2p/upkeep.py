@@ -20,7 +20,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from llmesh.core.ids import PeerId
 from llmesh.net.libp2p.dialer import Dialer
 from llmesh.net.libp2p.guard import contained
-from llmesh.net.libp2p.lanes import lanes_of
+from llmesh.net.libp2p.inlets import inlets_of
 
 __all__ = ["Upkeep"]
 
@@ -108,7 +108,7 @@ def _created_at(connection: SwarmConn) -> float:
 
 def _is_flooded(connection: SwarmConn) -> bool:
     muxer = _muxer(connection)
-    unread = sum(map(len, muxer.stream_buffers.values())) + lanes_of(muxer).unread
+    unread = sum(map(len, muxer.stream_buffers.values())) + inlets_of(muxer).unread
     return len(muxer.streams) > MAX_STREAMS or unread > MAX_UNREAD_BYTES
 
 

@@ -161,7 +161,7 @@ async def test_a_peer_that_overruns_its_window_loses_the_link(open_hosts, eventu
     caught = trio.Event()
 
     async def accept(link):
-        await eventually(lambda: link._lane.room < 0)  # nobody reads meanwhile, so all credit is used up
+        await eventually(lambda: link._inlet.room < 0)  # nobody reads meanwhile, so all credit is used up
         with pytest.raises(NetworkError, match="window"):
             await drain(link)
         caught.set()
@@ -186,16 +186,16 @@ async def test_the_names_that_links_read_past_the_stream_class_exist(open_hosts)
         assert [mux.closed, mux.send_closed, mux.recv_closed] == [False] * 3
 
 
-async def test_a_closed_link_leaves_no_lane_behind(open_hosts, monkeypatch):
+async def test_a_closed_link_leaves_no_inlet_behind(open_hosts, monkeypatch):
     async def fail(stream):
         raise OSError("the reset did not go out")
 
     async with two(open_hosts, ignore) as (here, there):
         link = await here.dial(there.peer_id, there.addresses)
         await link.aclose()
-        assert not link._lanes._lanes
+        assert not link._inlets._inlets
         other = await here.dial(there.peer_id, there.addresses)
         monkeypatch.setattr(link_module, "end_stream", fail)
         with pytest.raises(OSError, match="did not go out"):
             await other.aclose()
-        assert not other._lanes._lanes
+        assert not other._inlets._inlets

@@ -1,7 +1,7 @@
-"""Lanes: data of chosen yamux streams, past libp2p's own multiplexer.
+"""Inlets: data of chosen yamux streams, past libp2p's own multiplexer.
 
 That takes two locks, a deadline and three copies for each frame.  Here frames of data go straight into
-the lane of their stream, where it has one; all else (streams that open, end or are reset, windows,
+the inlet of their stream, where it has one; all else (streams that open, end or are reset, windows,
 pings, the data of other streams) reaches libp2p as ever, in its order.  The wire does not change.
 """
 
@@ -27,7 +27,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 
 from llmesh.net.libp2p.noise import Session
 
-__all__ = ["Lane", "Lanes", "Muxers", "lanes_of"]
+__all__ = ["Inlet", "Inlets", "Muxers", "inlets_of"]
 
 # Pieces from this size on are kept as they lie in their Noise message, which is at most twice that.
 LARGE_BYTES = 32 * 1024
@@ -35,7 +35,7 @@ LARGE_BYTES = 32 * 1024
 _HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 
 
-class Lane:
+class Inlet:
     """What came for one stream and nobody took yet, in bytes `unread`; `wake` is told of each piece.
 
     `room` is what the peer may still send.  It goes below zero when the peer sends more, and nothing is
@@ -71,16 +71,16 @@ class Lane:
 
 
 class Muxers(MuxerMultistream):
-    """Agrees on the multiplexer with each peer; what it makes reads through `Lanes`."""
+    """Agrees on the multiplexer with each peer; what it makes reads through `Inlets`."""
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """See the base."""
         muxer = cast("Yamux", await super().new_conn(conn, peer_id))
-        muxer.secured_conn = Lanes(cast("Session", conn))  # nothing has read a frame yet
+        muxer.secured_conn = Inlets(cast("Session", conn))  # nothing has read a frame yet
         return muxer
 
 
-class Lanes(SecureSession):
+class Inlets(SecureSession):
     """What libp2p's multiplexer reads frames from."""
 
     def __init__(self, session: Session) -> None:
@@ -93,22 +93,22 @@ class Lanes(SecureSession):
             conn=session.conn,
         )
         self.session = session
-        self._lanes: dict[int, Lane] = {}
+        self._inlets: dict[int, Inlet] = {}
         self._body = 0
         self.write = session.write  # type: ignore[method-assign]
 
     @property
     def unread(self) -> int:
-        """Bytes in all lanes together."""
-        return sum(lane.unread for lane in self._lanes.values())
+        """Bytes in all inlets together."""
+        return sum(inlet.unread for inlet in self._inlets.values())
 
-    def open_lane(self, stream: int, lane: Lane) -> None:
-        """Let all data of a stream go into a lane, from the next frame on."""
-        self._lanes[stream] = lane
+    def open_inlet(self, stream: int, inlet: Inlet) -> None:
+        """Let all data of a stream go into an inlet, from the next frame on."""
+        self._inlets[stream] = inlet
 
-    def close_lane(self, stream: int) -> None:
+    def close_inlet(self, stream: int) -> None:
         """Let libp2p have what still comes of a stream."""
-        self._lanes.pop(stream, None)
+        self._inlets.pop(stream, None)
 
     async def read(self, n: int | None = None) -> bytes:
         """What is left of a frame's body, or the header of the next frame that is for libp2p.
@@ -124,18 +124,18 @@ class Lanes(SecureSession):
             version, kind, flags, stream, length = _HEADER.unpack(header)
             if kind != TYPE_DATA:
                 return header
-            lane = self._lanes.get(stream)
-            if lane is None or flags & FLAG_SYN or length > MAX_WINDOW_SIZE:
+            inlet = self._inlets.get(stream)
+            if inlet is None or flags & FLAG_SYN or length > MAX_WINDOW_SIZE:
                 self._body = length
                 return header
             while length:
                 piece = await self.session.some(length)
                 length -= len(piece)
-                lane.arrive(piece)
+                inlet.arrive(piece)
             if flags:
                 return _HEADER.pack(version, kind, flags, stream, 0)
 
 
-def lanes_of(muxer: Yamux) -> Lanes:
-    """The lanes of a connection that `Muxers` made."""
-    return cast("Lanes", muxer.secured_conn)
+def inlets_of(muxer: Yamux) -> Inlets:
+    """The inlets of a connection that `Muxers` made."""
+    return cast("Inlets", muxer.secured_conn)

@@ -32,7 +32,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 )
 
 from llmesh.errors import NetworkError
-from llmesh.net.libp2p.lanes import LARGE_BYTES, Lane, Lanes, Muxers
+from llmesh.net.libp2p.inlets import LARGE_BYTES, Inlet, Inlets, Muxers
 from llmesh.net.libp2p.link import WRITE_BYTES, open_link
 
 
@@ -70,12 +70,12 @@ def frame(kind, flags, stream, body):
     return header(kind, flags, stream, len(body)) + body
 
 
-async def libp2p_reads(lanes, data_read):
+async def libp2p_reads(inlets, data_read):
     """As libp2p does: a header, and the body where it is one of data."""
     while True:
-        head = await lanes.read(HEADER_SIZE)
+        head = await inlets.read(HEADER_SIZE)
         _, kind, _, _, length = struct.unpack(YAMUX_HEADER_FORMAT, head)
-        body = await lanes.read(length) if kind == TYPE_DATA and length else b""
+        body = await inlets.read(length) if kind == TYPE_DATA and length else b""
         data_read.append(head + body)
 
 
@@ -87,82 +87,84 @@ def random_frames(rng):
         yield kind, flags, rng.choice([1, 1, 3]), body
 
 
-def taken(lane):
-    return b"".join(iter(lane.take, b""))
+def taken(inlet):
+    return b"".join(iter(inlet.take, b""))
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_only_data_of_the_lanes_stream_goes_past_libp2p(seed):
+async def test_only_data_of_the_inlets_stream_goes_past_libp2p(seed):
     rng = random.Random(seed)
-    sent, for_lane, for_libp2p = b"", b"", []
+    sent, for_inlet, for_libp2p = b"", b"", []
     for kind, flags, stream, body in random_frames(rng):
         sent += frame(kind, flags, stream, body)
         if kind == TYPE_DATA and stream == 1 and not flags & FLAG_SYN:
-            for_lane += body
+            for_inlet += body
             for_libp2p += [header(kind, flags, stream, 0)] if flags else []
         else:
             for_libp2p.append(frame(kind, flags, stream, body))
     cuts = sorted(rng.randrange(len(sent)) for _ in range(rng.choice([0, 5, 300])))
     woken, seen = [], []
-    lane = Lane(1 << 20, lambda: woken.append(1))
-    lanes = Lanes(Messages(sent, cuts))
-    lanes.open_lane(1, lane)
+    inlet = Inlet(1 << 20, lambda: woken.append(1))
+    inlets = Inlets(Messages(sent, cuts))
+    inlets.open_inlet(1, inlet)
     with pytest.raises(IndexError):
-        await libp2p_reads(lanes, seen)
+        await libp2p_reads(inlets, seen)
     assert seen == for_libp2p
-    assert lanes.unread == lane.unread == len(for_lane)
-    assert lane.room == (1 << 20) - len(for_lane)
+    assert inlets.unread == inlet.unread == len(for_inlet)
+    assert inlet.room == (1 << 20) - len(for_inlet)
     assert woken
-    assert taken(lane) == for_lane
-    assert lanes.unread == 0
+    assert taken(inlet) == for_inlet
+    assert inlets.unread == 0
 
 
 async def test_a_frame_without_end_is_left_to_libp2p_which_hangs_up():
-    lanes = Lanes(Messages(header(TYPE_DATA, 0, 1, MAX_WINDOW_SIZE + 1) + b"x", []))
-    lane = Lane(1 << 30, lambda: None)
-    lanes.open_lane(1, lane)
-    assert await lanes.read(HEADER_SIZE) == header(TYPE_DATA, 0, 1, MAX_WINDOW_SIZE + 1)
-    assert lane.unread == 0
+    inlets = Inlets(Messages(header(TYPE_DATA, 0, 1, MAX_WINDOW_SIZE + 1) + b"x", []))
+    inlet = Inlet(1 << 30, lambda: None)
+    inlets.open_inlet(1, inlet)
+    assert await inlets.read(HEADER_SIZE) == header(TYPE_DATA, 0, 1, MAX_WINDOW_SIZE + 1)
+    assert inlet.unread == 0
 
 
-async def test_libp2p_gets_what_comes_after_a_lane_is_closed():
+async def test_libp2p_gets_what_comes_after_a_inlet_is_closed():
     first, second = (frame(TYPE_DATA, 0, 1, body) for body in (b"first", b"second"))
-    lanes, seen = Lanes(Messages(first + header(TYPE_PING, 0, 0, 7) + second, [])), []
-    lane = Lane(100, lambda: None)
-    lanes.open_lane(1, lane)
-    assert await lanes.read(HEADER_SIZE) == header(TYPE_PING, 0, 0, 7)
-    lanes.close_lane(1)
+    inlets, seen = Inlets(Messages(first + header(TYPE_PING, 0, 0, 7) + second, [])), []
+    inlet = Inlet(100, lambda: None)
+    inlets.open_inlet(1, inlet)
+    assert await inlets.read(HEADER_SIZE) == header(TYPE_PING, 0, 0, 7)
+    inlets.close_inlet(1)
     with pytest.raises(IndexError):
-        await libp2p_reads(lanes, seen)
-    assert taken(lane) == b"first"
+        await libp2p_reads(inlets, seen)
+    assert taken(inlet) == b"first"
     assert seen == [second]
 
 
 def test_nothing_is_kept_beyond_the_room():
-    lane = Lane(10, lambda: None)
-    lane.arrive(memoryview(b"0123456789"))
-    assert lane.room == 0
+    inlet = Inlet(10, lambda: None)
+    inlet.arrive(memoryview(b"0123456789"))
+    assert inlet.room == 0
     for _ in range(3):
-        lane.arrive(memoryview(b"more"))
-    assert lane.room < 0
-    assert lane.unread == 10
-    assert taken(lane) == b"0123456789"
+        inlet.arrive(memoryview(b"more"))
+    assert inlet.room < 0
+    assert inlet.unread == 10
+    assert taken(inlet) == b"0123456789"
 
 
 def test_small_pieces_keep_no_large_messages_in_memory():
-    lane = Lane(1 << 22, lambda: None)
+    inlet = Inlet(1 << 22, lambda: None)
     tracemalloc.start()
     try:
         for number in range(1_000):
             message = bytes([number % 256]) * 65_519
-            lane.arrive(memoryview(message)[100:110])
+            inlet.arrive(memoryview(message)[100:110])
         assert tracemalloc.get_traced_memory()[0] < 200_000
     finally:
         tracemalloc.stop()
-    assert lane.unread == 10_000
-    lane.arrive(memoryview(bytes(LARGE_BYTES)))
-    lane.arrive(memoryview(b"last"))
-    assert taken(lane) == b"".join(bytes([n % 256]) * 10 for n in range(1_000)) + bytes(LARGE_BYTES) + b"last"
+    assert inlet.unread == 10_000
+    inlet.arrive(memoryview(bytes(LARGE_BYTES)))
+    inlet.arrive(memoryview(b"last"))
+    assert (
+        taken(inlet) == b"".join(bytes([n % 256]) * 10 for n in range(1_000)) + bytes(LARGE_BYTES) + b"last"
+    )
 
 
 @asynccontextmanager
