@@ -19,10 +19,13 @@ from llmesh.core.typed import Chain, Sign
 from llmesh.core.voucher import ChannelConfig, SignedVoucher, Voucher, channel_id, check_voucher, sign_voucher
 from llmesh.errors import Conflict, InsufficientBalance, NodeBusy, ValidationFailed
 
-__all__ = ["AHEAD", "PayerBooks", "PayerChannel", "window"]
+__all__ = ["AHEAD", "LEFT", "PayerBooks", "PayerChannel", "has_cheated", "window"]
 
 AHEAD = 16
 """A voucher covers up to this many attempts of the same quote, where the window allows as many."""
+
+LEFT = "Its provider was restored from a backup and is paid by another channel now."
+"""Why nothing more is authorised on a channel though nobody has cheated."""
 
 _RECENT = 1024
 """Attempts that are over and still remembered, so that what is said of them late has no effect."""
@@ -31,6 +34,11 @@ _RECENT = 1024
 def window(good: int) -> int:
     """Attempts that may be in flight after so many good receipts: 1, then 4, then up to 64."""
     return 1 if good < 4 else max(4, min(MAX_ATTEMPTS, good // 4))
+
+
+def has_cheated(broken: str) -> bool:
+    """Whether that is why a channel is broken, so that nothing its provider says of it counts."""
+    return broken not in ("", LEFT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from llmesh.core.binding import check_binding
 from llmesh.core.channel import MAX_ATTEMPTS, Deposit
 from llmesh.core.credentials import Credentials, Payee
 from llmesh.core.ids import AttemptId, PeerId, RequestId
-from llmesh.core.payer import PayerBooks, PayerChannel
+from llmesh.core.payer import LEFT, PayerBooks, PayerChannel, has_cheated
 from llmesh.core.payment import Confirm, Reconcile
 from llmesh.core.ranking import Candidate
 from llmesh.core.receipt import SignedReceipt
@@ -64,8 +64,6 @@ AGREEMENT = 8.0
 """Seconds for a provider to say where a channel stands; its copy of the ledger may be a little behind."""
 
 
-LEFT = "Its provider was restored from a backup and is paid by another channel now."
-"""Why nothing more is authorised on a channel though nobody has cheated."""
 MOST_LEFT = 2
 """Channels to one provider that may still hold money of this node's when it wants one more."""
 
@@ -102,7 +100,7 @@ class Tab:
     @property
     def cheated(self) -> bool:
         """Whether its provider has, so that nothing it says of the channel counts."""
-        return self.channel.broken not in ("", LEFT)
+        return has_cheated(self.channel.broken)
 
     def serves(self, session: Session | None, quote: Amount) -> bool:
         """Whether an attempt may be paid from it as it is, but for the window."""

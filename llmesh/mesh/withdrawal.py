@@ -19,13 +19,13 @@ import trio
 from llmesh.core.amount import Amount
 from llmesh.core.books import LedgerChannel
 from llmesh.core.operations import FinalizeWithdraw, InitiateWithdraw, Operation
+from llmesh.core.payer import has_cheated
 from llmesh.core.voucher import ChannelId, channel_id
 from llmesh.errors import TransactionFailed
 from llmesh.journal.channels import ChannelRow, RecordDeposit, all_channels, reservations
 from llmesh.journal.columns import Side
 from llmesh.journal.open import Journal
 from llmesh.ledger.ledger import REFUSALS, Ledger
-from llmesh.mesh.tabs import LEFT
 from llmesh.mesh.teller import Teller
 
 __all__ = ["Withdrawal", "WithdrawalSettings"]
@@ -95,8 +95,7 @@ class Withdrawal:
         deposit, now = cell.deposit, self._settings.clock()
         if deposit.withdrawing:
             return FinalizeWithdraw(row.id) if now >= cell.free_at else None
-        cheated = row.broken not in ("", LEFT)
-        spent = deposit.claimed if cheated else max(deposit.claimed, row.charged)
+        spent = deposit.claimed if has_cheated(row.broken) else max(deposit.claimed, row.charged)
         idle = now - self._unchanged(row, now) >= self._settings.idle and not doubtful
         if deposit.balance <= spent or not (row.broken or idle):
             return None

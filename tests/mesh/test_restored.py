@@ -17,6 +17,7 @@ from llmesh.core.channel import SyncRequest
 from llmesh.core.evidence import Equivocation, convict
 from llmesh.core.exchange import Completed
 from llmesh.core.operations import Deposit, sign_operation
+from llmesh.core.payer import LEFT
 from llmesh.core.payment import Confirmed, Reconcile
 from llmesh.core.receipt import SignedReceipt
 from llmesh.errors import Conflict, MeshError, TransactionFailed, ValidationFailed
@@ -24,7 +25,6 @@ from llmesh.journal.channels import all_channels, reservations
 from llmesh.journal.columns import Side
 from llmesh.journal.schema import begin_anew, channel_salt
 from llmesh.mesh.settlement import Settlement, SettlementSettings
-from llmesh.mesh.tabs import LEFT
 from llmesh.mesh.teller import Teller
 from llmesh.mesh.withdrawal import Withdrawal, WithdrawalSettings
 from tests.mesh.conftest import clock
